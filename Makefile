@@ -1,0 +1,45 @@
+# make demo       the whole algorithm on this machine's CPU, about ten minutes, ends with a page of plots
+# make test       the tests
+# make ablation   the demo with more rows and three seeds (about an hour on two cores)
+# make install    the virtual environment alone
+# make lint       ruff and mypy
+#
+# PYTHON=python3.12 make demo   chooses the interpreter (3.10 to 3.13)
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test ablation install lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/megatron-vr run examples/toy.yaml
+	@echo "open runs/toy/report/index.html in a browser"
+
+ablation: $(VENV)/.installed
+	$(BIN)/megatron-vr run examples/toy-ablation.yaml --seeds 1,2,3
+	@echo "open runs/toy-ablation/report/index.html in a browser"
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.test-installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: setup.py constraints.txt
+	@python=$$(bash tools/preflight.sh "$(PYTHON)") && $$python -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test-installed: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable .[test]
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,69 @@
+"""What every stage is handed: the processes, the voice, and parts worked on side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.progress import Advance, Talk
+from megatron_vr.parallel.world import World
+from megatron_vr.problems.problem import PROBLEM_SCHEMA, Problem, from_table
+from megatron_vr.problems.prompts import PromptFormat, load_format
+from megatron_vr.problems.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Context:
+    """Passed to each stage; holds no settings (those are the node's)."""
+
+    world: World
+    talk: Talk
+
+    def problems(self, node: Node) -> list[Problem]:
+        """The problems that `node` works on."""
+        return from_table(node.inputs["problems"].folder.read(PROBLEM_SCHEMA))
+
+    def format(self, node: Node, model: Path) -> PromptFormat:
+        """Prompts and markers of `node`'s settings for the tokenizer in the folder `model`."""
+        prompts = node.settings.prompts
+        return load_format(prompts.format, load_tokenizer(model), prompts.posterior)
+
+    def work_parts(
+        self,
+        node: Node,
+        total: int,
+        part_size: int,
+        unit: str,
+        make: Callable[[range, Advance], pa.Table],
+    ) -> int:
+        """Make the missing parts of `total` items, `part_size` each, over all processes.
+
+        Part i holds items i·part_size … so its content does not depend on who makes it or when.
+        Returns the number of parts.
+        """
+        parts = max(1, -(-total // part_size))
+        missing = self.world.from_main(node.folder.missing(parts))
+        mine = self.world.mine(missing)
+        spans = {i: range(i * part_size, min((i + 1) * part_size, total)) for i in mine}
+        amount = sum(len(span) for span in spans.values())
+        with self.talk.bar(title(node), amount, unit) as advance:
+            for index, span in spans.items():
+                node.folder.write_part(index, make(span, advance))
+        self.world.barrier()
+        return parts
+
+
+def title(node: Node) -> str:
+    """How a node is called on the screen."""
+    row = "" if node.arm == "variational" else f" ({node.arm})"
+    return f"[{node.iteration}] {node.label}{row}"
+
+
+def model_folder(node: Node) -> Path:
+    """The Hugging Face folder that a `base` or `export` node made."""
+    given = node.settings.model.path if node.stage == "base" else None
+    return Path(given) if given is not None else node.path / "model"

@@ -1,0 +1,89 @@
+"""A run from settings to results: prepare, execute the plan, collect the rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_vr.algorithm.context import Context
+from megatron_vr.algorithm.digests import digests
+from megatron_vr.algorithm.plan import Node, Plan, make_plan
+from megatron_vr.algorithm.progress import Talk
+from megatron_vr.algorithm.runner import run_nodes
+from megatron_vr.config.checks import check_settings
+from megatron_vr.config.settings import Settings
+from megatron_vr.parallel.launch import default_processes
+from megatron_vr.parallel.world import World
+from megatron_vr.traces.durable import write_durably
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Settings that were checked, the processes they need, and the plan."""
+
+    settings: Settings
+    processes: int
+    plan: Plan
+
+
+def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
+    """Check everything that can be checked before a process is started or a model loaded.
+
+    Raises SettingsError, DataError (the problems are read here), or StageError where the run's
+    folder was made under other settings.
+    """
+    processes = processes_of(settings)
+    check_settings(settings, processes)
+    plan = make_plan(settings, digests(settings))
+    if not start_over:
+        for node in plan.nodes:
+            node.folder.check()
+    return Prepared(settings, processes, plan)
+
+
+def processes_of(settings: Settings) -> int:
+    """`parallel.processes`, with `auto` made a number."""
+    asked = settings.parallel.processes
+    return default_processes() if asked == "auto" else asked
+
+
+def read_problems(prepared: Prepared, *, start_over: bool = False) -> None:
+    """Run the `problems` stages here and save the settings: the data's faults show at once."""
+    alone = Context(World(0, 1), Talk(speaks=True))
+    folder = prepared.settings.run.folder
+    nodes = [node for node in prepared.plan.nodes if node.stage == "problems"]
+    run_nodes(nodes, alone, start_over=start_over)
+    content = prepared.settings.model_dump(mode="json")
+    write_durably(folder / "settings.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def execute(nodes: list[Node], world: World, *, start_over: bool = False) -> None:
+    """Run `nodes` on this process, one of `world`."""
+    run_nodes(nodes, Context(world, Talk(world.is_main)), start_over=start_over)
+
+
+def collect_results(prepared: Prepared) -> dict[str, Any]:
+    """`{"rows": {row: {"accuracy", "greedy", "pass@k", "bands", …}}}`, kept as results.json."""
+    rows = {name: node.folder.summary() for name, node in prepared.plan.rows.items()}
+    ordered = {"start": rows.pop("start")}
+    main = rows.pop("variational")
+    results = {
+        "seed": prepared.settings.run.seed,
+        "iterations": prepared.settings.run.iterations,
+        "rows": ordered | rows | {"variational": main},
+    }
+    path = prepared.settings.run.folder / RESULTS
+    write_durably(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results.json of the run in `folder`."""
+    content: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return content

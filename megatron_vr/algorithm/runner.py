@@ -1,0 +1,58 @@
+"""Run the nodes of a plan in order, skipping what is done."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterable
+
+from megatron_vr.algorithm.context import Context, title
+from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.stages.finished import Finished
+from megatron_vr.errors import StageError
+
+MODULE_OF_STAGE = {"sft": "train", "posterior": "train"}
+
+
+def run_nodes(nodes: Iterable[Node], context: Context, *, start_over: bool = False) -> None:
+    """Make every node's folder; each process calls this with the same nodes.
+
+    Raises StageError where a node's inputs are not done or its folder was made under other
+    settings.
+    """
+    for node in nodes:
+        if context.world.from_main(node.folder.done):
+            context.talk.line(f"{title(node)}: done before")
+            continue
+        _check_inputs(node)
+        if context.world.is_main:
+            node.folder.open(start_over=start_over)
+        context.world.barrier()
+        began = time.monotonic()
+        finished = _stage(node, context)
+        if context.world.is_main:
+            node.folder.finish(finished.parts, finished.summary)
+        context.world.barrier()
+        context.talk.line(f"{title(node)}: {time.monotonic() - began:.1f} s  {_told(finished)}")
+
+
+def _stage(node: Node, context: Context) -> Finished:
+    name = MODULE_OF_STAGE.get(node.stage, node.stage)
+    module = importlib.import_module(f"megatron_vr.algorithm.stages.{name}")
+    finished: Finished = module.run(node, context)
+    return finished
+
+
+def _check_inputs(node: Node) -> None:
+    for source in node.inputs.values():
+        if not source.folder.done:
+            raise StageError(
+                f"{title(node)} needs {title(source)}, which is not done: "
+                f"run `megatron-vr {source.stage} CONFIG --iteration {source.iteration}` first, "
+                "or `megatron-vr run CONFIG`"
+            )
+
+
+def _told(finished: Finished) -> str:
+    shown = {k: v for k, v in finished.summary.items() if isinstance(v, (int, float))}
+    return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())

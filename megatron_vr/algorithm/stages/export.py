@@ -1,0 +1,21 @@
+"""export: a training's last checkpoint as a Hugging Face folder, for samplers and people."""
+
+from __future__ import annotations
+
+from megatron_vr.algorithm.context import Context, model_folder
+from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.stages.finished import Finished
+
+
+def run(node: Node, context: Context) -> Finished:
+    """Write `model/` from the sharded checkpoint, on the main process, tensor by tensor."""
+    destination = node.path / "model"
+    if context.world.is_main and not destination.exists():
+        from megatron_vr.convert.export import export_hf
+        from megatron_vr.models.architecture import read_architecture
+        from megatron_vr.training.checkpoint import newest_checkpoint
+
+        base = model_folder(node.inputs["base"])
+        checkpoint = newest_checkpoint(node.inputs["trained"].path / "checkpoints")
+        export_hf(checkpoint, read_architecture(base), base, destination, node.settings.model.dtype)
+    return Finished(summary={"path": str(destination)})

@@ -1,0 +1,173 @@
+"""sft, posterior, train: make the examples, then train on them with Megatron."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from megatron_vr.algorithm.context import Context, model_folder, title
+from megatron_vr.algorithm.examples import (
+    AcceptedRollout,
+    Example,
+    WeighedTrace,
+    policy_references,
+    posterior_references,
+    posterior_rollouts,
+    theta_examples,
+)
+from megatron_vr.algorithm.megatron import layout_of, open_megatron
+from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.stages.finished import Finished
+from megatron_vr.config.settings import TrainSettings
+from megatron_vr.errors import DataError
+from megatron_vr.problems.prompts import PromptFormat
+from megatron_vr.traces.columns import usable
+from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, TRACES, WEIGHTS
+from megatron_vr.training.trainer import TrainJob, train
+
+Made = tuple[list[Example], dict[str, Any]]
+
+
+def run(node: Node, context: Context) -> Finished:
+    """Part 0 is the examples table; `checkpoints/` and `metrics.jsonl` lie beside it."""
+    if context.world.is_main and node.folder.missing(1):
+        _write_examples(node, context)
+    context.world.barrier()
+    examples = node.folder.read_parts(1, EXAMPLES)
+    open_megatron(node.settings, context.world)
+    settings = train_settings(node)
+    job = TrainJob(
+        examples=examples,
+        start_model=model_folder(node.inputs["start"]),
+        folder=node.path,
+        settings=settings,
+        model=node.settings.model,
+        layout=layout_of(node.settings),
+        seed=node.settings.run.seed,
+        name=title(node),
+        tensorboard=node.settings.report.tensorboard,
+        wandb_project=node.settings.report.wandb_project,
+    )
+    with context.talk.bar(title(node), job.plan().steps, "steps") as advance:
+        train(job, lambda metrics: advance(1))
+    origins = Counter(examples.column("origin").to_pylist())
+    return Finished(1, {"examples": examples.num_rows, "origins": dict(origins), **_counts(node, examples)})
+
+
+def train_settings(node: Node) -> TrainSettings:
+    """The training settings of this stage."""
+    by_stage = {
+        "sft": node.settings.policy,
+        "posterior": node.settings.posterior.train,
+        "train": node.settings.train,
+    }
+    return by_stage[node.stage]
+
+
+def _write_examples(node: Node, context: Context) -> None:
+    prompts = context.format(node, model_folder(node.inputs["start"]))
+    make = {"sft": _sft, "posterior": _posterior, "train": _theta}[node.stage]
+    examples = make(node, context, prompts)
+    if not examples:
+        raise DataError(
+            f"{title(node)}: there is nothing to learn from: no reference traces and no correct "
+            "trace; give `problems.train` reference traces or another `data` setting"
+        )
+    rows = [asdict(example) for example in examples]
+    node.folder.write_part(0, pa.Table.from_pylist(rows, EXAMPLES))
+
+
+def _sft(node: Node, context: Context, prompts: PromptFormat) -> list[Example]:
+    return policy_references(context.problems(node), prompts)
+
+
+def _posterior(node: Node, context: Context, prompts: PromptFormat) -> list[Example]:
+    problems = context.problems(node)
+    settings = node.settings.posterior
+    examples: list[Example] = []
+    if settings.data in ("references", "both"):
+        examples += posterior_references(problems, prompts, settings.hint)
+    if settings.data in ("rollouts", "both"):
+        by_id = {problem.id: problem for problem in problems}
+        examples += posterior_rollouts(_accepted(node), by_id, prompts, settings.hint)
+    return examples
+
+
+def _accepted(node: Node) -> list[AcceptedRollout]:
+    columns = ["trace_id", "problem_id", "trace_ids", "complete", "answer_text", "accepted"]
+    rollouts = node.inputs["rollouts"].folder.read(ROLLOUTS, columns)
+    faults = usable(rollouts, node.settings.traces.drop_longer_than)
+    return [
+        AcceptedRollout(
+            row["trace_id"], row["problem_id"], tuple(row["trace_ids"]), row["answer_text"]
+        )
+        for row, fault in zip(rollouts.to_pylist(), faults, strict=True)
+        if row["accepted"] and not fault
+    ]
+
+
+def _theta(node: Node, context: Context, prompts: PromptFormat) -> list[Example]:
+    problems = context.problems(node)
+    traces = _chosen(node, context, prompts) if "weights" in node.inputs else []
+    attempted = "weights" in node.inputs
+    return theta_examples(problems, traces, prompts, node.settings.data, attempted)
+
+
+def _chosen(node: Node, context: Context, prompts: PromptFormat) -> list[WeighedTrace]:
+    """The chosen traces with the answer learned after each: an accepted sample, else y'."""
+    of_policy = node.settings.traces.sampler == "policy"
+    weights = node.inputs["weights"].folder.read(WEIGHTS, ["trace_id", "weight", "chosen"])
+    weight_of = {row["trace_id"]: row["weight"] for row in weights.to_pylist() if row["chosen"]}
+    sampled = _sampled_answers(node)
+    problems = {problem.id: problem for problem in context.problems(node)}
+    rows = node.inputs["traces"].folder.read(TRACES, ["trace_id", "problem_id", "trace_ids"])
+    chosen = []
+    for row in rows.to_pylist():
+        name, problem = row["trace_id"], problems[row["problem_id"]]
+        if name in weight_of:
+            answer = sampled.get(name) or tuple(prompts.reference_answer_ids(problem))
+            chosen.append(
+                WeighedTrace(
+                    trace_id=name,
+                    problem_id=problem.id,
+                    origin="policy" if of_policy else "posterior",
+                    trace_ids=tuple(row["trace_ids"]),
+                    answer_ids=answer,
+                    weight=weight_of[name],
+                )
+            )
+    return chosen
+
+
+def _sampled_answers(node: Node) -> dict[str, tuple[int, ...]]:
+    """The first accepted answer of each trace that has one; empty without sampled answers."""
+    if node.settings.traces.sampler == "policy":
+        source, schema = node.inputs["traces"], ROLLOUTS
+    elif "answers" in node.inputs:
+        source, schema = node.inputs["answers"], ANSWERS
+    else:
+        return {}
+    first: dict[str, tuple[int, ...]] = {}
+    for row in source.folder.read(schema, ["trace_id", "answer_ids", "accepted"]).to_pylist():
+        if row["accepted"]:
+            first.setdefault(row["trace_id"], tuple(row["answer_ids"]))
+    return first
+
+
+def _counts(node: Node, examples: pa.Table) -> dict[str, int]:
+    """In a θ-step with traces: questions by what is learned of them."""
+    if "weights" not in node.inputs:
+        return {}
+    weights = node.inputs["weights"].folder.read(WEIGHTS, ["problem_id", "chosen"]).to_pylist()
+    asked = {row["problem_id"] for row in weights}
+    with_trace = {row["problem_id"] for row in weights if row["chosen"]}
+    learned = set(examples.column("problem_id").to_pylist())
+    return {
+        "questions": len(asked),
+        "with_correct_trace": len(with_trace),
+        "fallen_back": len((asked - with_trace) & learned),
+        "dropped": len(asked - with_trace - learned),
+    }

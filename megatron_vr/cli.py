@@ -1,0 +1,148 @@
+"""The command: one sub-command per thing a user does. Thin; the work is in the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_vr.errors import SettingsError, VRError
+
+STAGES = {
+    "sft": "Fine-tune the base on reference traces: π_θ0 (iteration 0).",
+    "posterior": "Train the posterior q_φ by forward KL.",
+    "sample": "Sample traces from the posterior, and rollouts from the policy where needed.",
+    "score": "Log-probs of the traces under the policy and the posterior.",
+    "answer": "Sample and grade answers after each trace.",
+    "weigh": "Importance weights of the traces, and the choice of what is learned.",
+    "train": "Train the policy on the weighted traces: π_θt.",
+    "export": "Write trained checkpoints as Hugging Face folders.",
+    "evaluate": "Measure a row of the results table on held-out questions.",
+}
+
+app = typer.Typer(
+    help="Variational reasoning for language models on Megatron-Core.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="settings (YAML); see examples/", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="settings laid over the file, as in `train.steps=100`", show_default=False),
+]
+StartOver = Annotated[
+    bool, typer.Option("--start-over", help="delete stages made under other settings")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str, typer.Option(help="several runs, as in 1,2,3: mean ± spread over them")
+    ] = "",
+    start_over: StartOver = False,
+    as_json: AsJson = False,
+) -> None:
+    """The whole algorithm, every iteration and comparison, resuming where it stopped.
+
+    Example: `megatron-vr run examples/toy.yaml run.folder=runs/mine train.steps=400`
+    """
+    from megatron_vr.cli_run import run_once, run_seeds
+
+    with guarded():
+        chosen = _seeds(seeds)
+        if chosen:
+            run_seeds(config, overrides or [], chosen, start_over, as_json)
+        else:
+            run_once(config, overrides or [], start_over, as_json)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        iteration: Annotated[int, typer.Option(help="t of Algorithm 1")] = 1,
+        arm: Annotated[str, typer.Option(help="row of the results table")] = "variational",
+        start_over: StartOver = False,
+    ) -> None:
+        from megatron_vr.cli_run import run_stage
+
+        with guarded():
+            run_stage(stage, config, overrides or [], iteration, arm, start_over)
+
+    return command
+
+
+for _stage, _help in STAGES.items():
+    app.command(_stage, help=f"{_help} One stage of `run`; its inputs must be done.")(
+        _stage_command(_stage)
+    )
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+) -> None:
+    """The HTML page and PNG plots of a run."""
+    from megatron_vr.report.page import write_report
+
+    with guarded():
+        typer.echo(write_report(folder))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, and optional parts: found or missing, and what each is for."""
+    from megatron_vr.report.doctor import examine, print_findings
+
+    with guarded():
+        findings = examine()
+        if as_json:
+            typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+        else:
+            print_findings(findings)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Errors a user can act on end the command with one message and their exit code."""
+    try:
+        yield
+    except VRError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last finished part", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        typer.echo(f"megatron-vr: {line}", err=True)
+    sys.exit(code)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",") if seed.strip()]
+    except ValueError:
+        raise SettingsError(f"--seeds {text!r} is not a list of whole numbers such as 1,2,3") from None
+
+
+def main() -> None:
+    """Entry point of `megatron-vr`."""
+    from megatron_vr.parallel.launch import end_with_parent
+
+    end_with_parent()
+    app()

@@ -1,0 +1,116 @@
+"""What `run` and the stage commands do: prepare here, then work on one or several processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.run import (
+    Prepared,
+    collect_results,
+    execute,
+    prepare,
+    read_problems,
+    read_results,
+)
+from megatron_vr.config.load import load_settings
+from megatron_vr.errors import SettingsError
+from megatron_vr.evaluation.spread import spread
+from megatron_vr.evaluation.table import print_results
+from megatron_vr.parallel.launch import is_launched, launch
+from megatron_vr.parallel.world import World
+from megatron_vr.traces.durable import write_durably
+
+
+def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: bool) -> None:
+    """One run, its results table and its report."""
+    prepared = prepare(load_settings(config, overrides), start_over=start_over)
+    if is_launched():
+        _work(prepared, list(prepared.plan.nodes), start_over)
+        return
+    read_problems(prepared, start_over=start_over)
+    arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
+    _work_or_launch(prepared, list(prepared.plan.nodes), arguments, start_over)
+    results = collect_results(prepared)
+    page = _report(prepared.settings.run.folder)
+    if as_json:
+        typer.echo(json.dumps(results | {"report": str(page)}, indent=1))
+    else:
+        print_results(results)
+        typer.echo(f"\nreport: {page}")
+
+
+def run_seeds(
+    config: Path, overrides: Sequence[str], seeds: Sequence[int], start_over: bool, as_json: bool
+) -> None:
+    """The run once per seed in `<run.folder>/seed-N`, then mean ± spread of every number."""
+    root = load_settings(config, overrides).run.folder
+    for seed in seeds:
+        own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
+        run_once(config, own, start_over, as_json=False)
+    results = spread([read_results(root / f"seed-{seed}") for seed in seeds])
+    write_durably(root / "results.json", json.dumps(results, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(results, indent=1))
+    else:
+        print_results(results)
+
+
+def run_stage(
+    stage: str, config: Path, overrides: Sequence[str], iteration: int, arm: str, start_over: bool
+) -> None:
+    """The nodes of one stage of one row in one iteration."""
+    prepared = prepare(load_settings(config, overrides), start_over=start_over)
+    if arm not in prepared.plan.rows:
+        rows = ", ".join(prepared.plan.rows)
+        raise SettingsError(f"--arm {arm!r} is no row of this run; rows: {rows}")
+    nodes = prepared.plan.select(stage, iteration, arm)
+    if not nodes:
+        raise SettingsError(
+            f"the row `{arm}` has no stage `{stage}` in iteration {iteration} "
+            f"(run.iterations is {prepared.settings.run.iterations}; `sft` is iteration 0)"
+        )
+    nodes = [*_bases(prepared), *nodes]
+    if not is_launched():
+        read_problems(prepared, start_over=start_over)
+    options = ["--iteration", str(iteration), "--arm", arm]
+    flags = ["--start-over"] if start_over else []
+    arguments = [stage, str(config), *overrides, *options, *flags]
+    _work_or_launch(prepared, nodes, arguments, start_over)
+
+
+def _bases(prepared: Prepared) -> list[Node]:
+    return [node for node in prepared.plan.nodes if node.stage == "base"]
+
+
+def _work_or_launch(
+    prepared: Prepared, nodes: list[Node], arguments: list[str], start_over: bool
+) -> None:
+    if all(node.folder.done for node in nodes):
+        return
+    if is_launched() or prepared.processes == 1:
+        _work(prepared, nodes, start_over)
+        return
+    code = launch(arguments, prepared.processes)
+    if code:
+        sys.exit(code)
+
+
+def _work(prepared: Prepared, nodes: list[Node], start_over: bool) -> None:
+    from megatron_vr.parallel.layout import join_world
+
+    world = World.from_environment()
+    if world.size > 1:
+        join_world(prepared.settings.parallel.timeout_minutes)
+    execute(nodes, world, start_over=start_over)
+
+
+def _report(folder: Path) -> Path:
+    from megatron_vr.report.page import write_report
+
+    return write_report(folder)

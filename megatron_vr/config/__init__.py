@@ -1,0 +1,1 @@
+"""Settings: frozen typed objects from one YAML file plus `key=value` overrides."""

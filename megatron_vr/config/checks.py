@@ -1,0 +1,65 @@
+"""Settings that are each valid but do not go together: found before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_vr.config.settings import Settings
+from megatron_vr.errors import SettingsError
+
+
+def check_settings(settings: Settings, processes: int) -> None:
+    """Raise SettingsError with one line for each conflict, naming settings and what to do."""
+    faults = list(_faults(settings, processes))
+    if faults:
+        raise SettingsError("\n".join(faults))
+
+
+def _faults(s: Settings, processes: int) -> Iterator[str]:
+    yield from _parallel_faults(s, processes)
+    if s.traces.sampler == "policy" and s.weights.estimator != "accuracy":
+        yield (
+            f"weights.estimator is {s.weights.estimator!r}, but with traces.sampler: policy the "
+            "rollouts' own verdicts weigh them; use weights.estimator: accuracy"
+        )
+    if s.traces.sampler == "none" and not s.data.references:
+        yield (
+            "traces.sampler is none and data.references is false: nothing is left to learn from; "
+            "set one of them"
+        )
+    if not getattr(s.problems, s.evaluation.problems):
+        yield (
+            f"evaluation.problems is {s.evaluation.problems}, but problems.{s.evaluation.problems} "
+            "has no source; add one"
+        )
+    if s.policy.start == "last":
+        yield "policy.start is last, but nothing comes before the first training; use base"
+    yield from _context_faults(s)
+
+
+def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
+    p = s.parallel
+    model_ranks = p.tensor * p.pipeline * p.context
+    if processes % model_ranks:
+        yield (
+            f"parallel.tensor × pipeline × context is {model_ranks}, which does not divide the "
+            f"{processes} processes; change parallel.processes or the layout"
+        )
+    if p.sequence and p.tensor == 1:
+        yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
+    if p.context > 1 and s.model.spec == "plain":
+        yield f"parallel.context is {p.context}, which model.spec: plain does not have; use te or 1"
+
+
+def _context_faults(s: Settings) -> Iterator[str]:
+    """Limits that can be seen from the settings alone; prompts are checked when they are known."""
+    shape = s.model.random
+    if shape is None:
+        return
+    for name in ("rollouts", "traces", "evaluation", "answers"):
+        asked = getattr(s, name).max_new_tokens
+        if asked >= shape.max_positions:
+            yield (
+                f"{name}.max_new_tokens is {asked}, but the model's context is "
+                f"model.random.max_positions = {shape.max_positions}; lower one or raise the other"
+            )

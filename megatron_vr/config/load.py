@@ -1,0 +1,124 @@
+"""From a YAML file and `key=value` overrides to `Settings`, or one error that says where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from megatron_vr.config.explain import explain
+from megatron_vr.config.settings import Settings
+from megatron_vr.errors import SettingsError
+
+Tree = dict[str, Any]
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class RawSettings:
+    """Plain values and, for each key path, where it was written (`file:line` or the command)."""
+
+    values: Tree
+    places: Mapping[Place, str]
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Settings of `path` with `overrides` (`a.b=value`, value in YAML) laid over them.
+
+    Raises SettingsError for an unreadable file, a duplicate, unknown or ill-typed key, naming
+    key, file and line, and the nearest valid key.
+    """
+    raw = read_yaml(path)
+    for override in overrides:
+        raw = _override(raw, override)
+    return validate(raw)
+
+
+def validate(raw: RawSettings) -> Settings:
+    """`raw` as typed settings. Raises SettingsError listing every fault with its place."""
+    try:
+        return Settings.model_validate(raw.values)
+    except ValidationError as error:
+        raise SettingsError(explain(error, raw.places)) from None
+
+
+def derive(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:
+    """`settings` with dotted `changes`; `where` names them in an error."""
+    raw = RawSettings(settings.model_dump(mode="json"), {})
+    for key, value in changes.items():
+        raw = _set(raw, key, value, where)
+    return validate(raw)
+
+
+def read_yaml(path: Path) -> RawSettings:
+    """The file's values with their lines; `extends: other.yaml` is laid underneath."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from None
+    if root is None or not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold `key: value` settings")
+    places: dict[Place, str] = {}
+    _collect_places(root, (), path, places)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return RawSettings(values, places)
+    base = read_yaml(path.parent / str(parent))
+    return RawSettings(_merge(base.values, values), {**base.places, **places})
+
+
+def _collect_places(node: yaml.Node, at: Place, path: Path, places: dict[Place, str]) -> None:
+    places[at] = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise SettingsError(f"{path}:{line}: `{key.value}` is given twice; remove one")
+            seen.add(key.value)
+            _collect_places(value, (*at, key.value), path, places)
+            places[(*at, key.value)] = f"{path}:{line}"
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_places(value, (*at, index), path, places)
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _override(raw: RawSettings, text: str) -> RawSettings:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise SettingsError(f"override {text!r} is not of the form key=value, as in train.steps=100")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"override {text!r}: the value is not valid YAML: {error}") from None
+    return _set(raw, key.strip(), parsed, f"override {text!r}")
+
+
+def _set(raw: RawSettings, key: str, value: Any, where: str) -> RawSettings:
+    path = key.split(".")
+    nested: Any = value
+    for name in reversed(path):
+        nested = {name: nested}
+    places = dict(raw.places)
+    for end in range(1, len(path) + 1):
+        places.setdefault(tuple(path[:end]), where)
+    places[tuple(path)] = where
+    return RawSettings(_merge(raw.values, nested), places)

@@ -1,0 +1,1 @@
+"""Hugging Face weights to Megatron parameters and back, by tables of names."""

@@ -1,0 +1,1 @@
+"""Processes, process groups and what Megatron needs to run without CUDA."""

@@ -1,0 +1,1 @@
+"""Who speaks: engines that continue token prompts, and the seeds that make them repeatable."""

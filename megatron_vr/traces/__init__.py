@@ -1,0 +1,1 @@
+"""What was said: the tables between the stages and the resumable store of their parts."""

@@ -1,0 +1,141 @@
+"""A stage's folder: parts, the fingerprint of what made them, and a marker when all are there.
+
+Invariants:
+- a part file under its final name is whole and on the disk (written aside, synced, renamed);
+- the done marker exists only after every part it names;
+- parts made under one fingerprint are never mixed with parts of another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_vr.errors import DataError, StageError
+from megatron_vr.traces.durable import sync_folder, write_durably
+from megatron_vr.traces.fingerprint import Fingerprint, differences
+
+FINGERPRINT = "fingerprint.json"
+DONE = "_DONE.json"
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's results under `path`, made under `fingerprint`."""
+
+    path: Path
+    fingerprint: Fingerprint
+
+    @property
+    def done(self) -> bool:
+        """Whether the stage finished under this very fingerprint."""
+        return (self.path / DONE).exists() and self._recorded() == self.fingerprint.content
+
+    def open(self, *, start_over: bool = False) -> None:
+        """Make the folder ready to write into, keeping finished parts of the same fingerprint.
+
+        Raises StageError naming what changed when the folder was made under other settings;
+        with `start_over` its content is deleted instead.
+        """
+        if start_over and self._stale():
+            shutil.rmtree(self.path)
+        self.check()
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._recorded() is None:
+            write_durably(self.path / FINGERPRINT, _as_json(self.fingerprint.content))
+        for leftover in self.path.glob("*.tmp"):
+            leftover.unlink()
+
+    def check(self) -> None:
+        """Raise StageError, naming what changed, if the folder was made under other settings."""
+        recorded = self._recorded()
+        if recorded is not None and self._stale():
+            raise StageError(self._changed(recorded))
+
+    def part(self, index: int) -> Path:
+        """Final path of part `index`."""
+        return self.path / f"part-{index:05d}.parquet"
+
+    def missing(self, parts: int) -> list[int]:
+        """The parts of 0..parts-1 that are still to be made."""
+        return [index for index in range(parts) if not self.part(index).exists()]
+
+    def write_part(self, index: int, table: pa.Table) -> None:
+        """Publish part `index`, durably and all at once."""
+        final = self.part(index)
+        aside = final.with_suffix(".tmp")
+        try:
+            pq.write_table(table, aside)
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            aside.rename(final)
+        finally:
+            aside.unlink(missing_ok=True)
+        sync_folder(self.path)
+
+    def finish(self, parts: int, summary: Mapping[str, Any] | None = None) -> None:
+        """Publish the done marker with `summary`. Raises StageError if a part is missing."""
+        missing = self.missing(parts)
+        if missing:
+            raise StageError(f"{self.path}: parts {missing[:5]} are missing; run the stage again")
+        content = {"parts": parts, "summary": dict(summary or {})}
+        write_durably(self.path / DONE, _as_json(content))
+
+    def summary(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(self._marker()["summary"])
+
+    def read(self, schema: pa.Schema, columns: Iterable[str] | None = None) -> pa.Table:
+        """All parts as one table, in order. Raises DataError for a missing or damaged part."""
+        return self.read_parts(self._marker()["parts"], schema, columns)
+
+    def read_parts(
+        self, parts: int, schema: pa.Schema, columns: Iterable[str] | None = None
+    ) -> pa.Table:
+        """The first `parts` parts as one table, before the stage is published as done."""
+        names = schema.names if columns is None else list(columns)
+        kept = pa.schema([schema.field(name) for name in names])
+        tables = [self.read_part(index, kept) for index in range(parts)]
+        return pa.concat_tables([kept.empty_table(), *tables])
+
+    def read_part(self, index: int, schema: pa.Schema) -> pa.Table:
+        """The columns of `schema` of part `index`. Raises DataError if it cannot be read."""
+        path = self.part(index)
+        try:
+            return pq.read_table(path, columns=schema.names).cast(schema)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}); delete it and run its stage again"
+            ) from None
+
+    def _marker(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.path / DONE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise StageError(f"{self.path} is not finished; run its stage first") from None
+
+    def _stale(self) -> bool:
+        return self._recorded() not in (None, self.fingerprint.content)
+
+    def _recorded(self) -> dict[str, Any] | None:
+        file = self.path / FINGERPRINT
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def _changed(self, recorded: Mapping[str, Any]) -> str:
+        changes = "; ".join(differences(recorded, self.fingerprint.content))
+        return (
+            f"{self.path} was made under other settings: {changes}. "
+            "Put them back, use another run.folder, or pass --start-over to make it anew"
+        )
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""Weighted training and the scoring pass: batches, loop, optimizer, checkpoints, metrics."""

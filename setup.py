@@ -1,0 +1,64 @@
+"""Installation of megatron_vr; the versions that were tested together are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+REASONING_GYM = ["reasoning-gym>=0.1.20"]
+
+setup(
+    name="megatron-vr",
+    version="0.1.0",
+    description="Variational reasoning for language models, at scale, on Megatron-Core",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["megatron_vr", "megatron_vr.*"]),
+    package_data={
+        "megatron_vr": ["py.typed"],
+        "megatron_vr.problems": ["formats/*/*"],
+        "megatron_vr.report": ["templates/*"],
+    },
+    entry_points={"console_scripts": ["megatron-vr = megatron_vr.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16.1,<0.20",
+        "transformers>=4.51",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "pyarrow",
+        "datasets",
+        "pydantic>=2.7",
+        "pyyaml",
+        "typer>=0.12",
+        "rich",
+        "jinja2",
+        "matplotlib",
+        "tensorboard",
+        "math-verify",
+        "pebble",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[pytorch]>=2.8"],
+        "vllm": ["vllm>=0.10"],
+        "sglang": ["sglang>=0.5"],
+        "quant": ["nvidia-modelopt>=0.40"],
+        "wandb": ["wandb"],
+        "reasoning-gym": REASONING_GYM,
+        "test": [
+            *REASONING_GYM,
+            "pytest",
+            "pytest-xdist",
+            "pytest-timeout",
+            "hypothesis",
+            "scipy",
+            "tiktoken",
+            "dashscope",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
+    },
+)
