@@ -137,7 +137,9 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",") if seed.strip()]
     except ValueError:
-        raise SettingsError(f"--seeds {text!r} is not a list of whole numbers such as 1,2,3") from None
+        raise SettingsError(
+            f"--seeds {text!r} is not a list of whole numbers such as 1,2,3"
+        ) from None
 
 
 def main() -> None:

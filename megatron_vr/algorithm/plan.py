@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_vr.config.comparisons import arms
 from megatron_vr.config.settings import Settings, TrainSettings
-from megatron_vr.traces.fingerprint import Fingerprint, make_fingerprint
+from megatron_vr.traces.fingerprint import make_fingerprint
 from megatron_vr.traces.store import StageFolder
 
 MAIN_ARM = "variational"
@@ -159,14 +159,17 @@ class _Builder:
             "iteration": t,
             **_sampling(s),
         }
-        traces = self._add(
-            "sample", "sample-posterior", arm, t, s, settings, {"model": posterior, "problems": train}
-        )
+        source = {"model": posterior, "problems": train}
+        traces = self._add("sample", "sample-posterior", arm, t, s, settings, source)
         scored = {"policy": policy, "posterior": posterior, "traces": traces, "problems": train}
         score = self._add("score", "score", arm, t, s, _scoring(s), scored)
         found = {"traces": traces, "scores": score}
         if s.weights.estimator == "accuracy":
-            settings = {"sampling": _dump(s.answers), **_sampling(s), "longest": s.traces.drop_longer_than}
+            settings = {
+                "sampling": _dump(s.answers),
+                **_sampling(s),
+                "longest": s.traces.drop_longer_than,
+            }
             answered = {"model": policy, "traces": traces, "problems": train}
             found["answers"] = self._add("answer", "answer", arm, t, s, settings, answered)
         return found

@@ -55,4 +55,6 @@ def _check_inputs(node: Node) -> None:
 
 def _told(finished: Finished) -> str:
     shown = {k: v for k, v in finished.summary.items() if isinstance(v, (int, float))}
-    return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return "  ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
+    )

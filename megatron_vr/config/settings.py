@@ -209,7 +209,9 @@ class EvaluationSettings(SamplingSettings):
     @model_validator(mode="after")
     def _enough_samples(self) -> EvaluationSettings:
         if self.k > self.samples:
-            raise ValueError(f"pass@{self.k} needs at least as many samples; there are {self.samples}")
+            raise ValueError(
+                f"pass@{self.k} needs at least as many samples; there are {self.samples}"
+            )
         return self
 
 
@@ -217,7 +219,8 @@ class EngineSettings(Frozen):
     """What samples tokens."""
 
     kind: Literal["embedded"] = "embedded"
-    batch_size: Count = 1024
+    batch_size: Count = Field(1024, description="generations decoded together")
+    batch_tokens: Count = Field(2**18, description="cache positions held at once")
     part_size: Count = Field(4096, description="generations per part: what a kill can lose")
 
 

@@ -25,7 +25,7 @@ from megatron_vr.rollout.finishing import FinishRule
 from megatron_vr.rollout.seeds import UniformStreams
 
 # Ended rows are dropped once they are this share of a batch: dropping copies the cache.
-ENDED_SHARE = 0.1
+ENDED_SHARE = 0.2
 # Elements of fp64 probabilities held at once while tokens are chosen.
 CHOICE_ELEMENTS = 2**24
 

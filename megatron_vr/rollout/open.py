@@ -8,8 +8,13 @@ from megatron_vr.config.settings import EngineSettings
 from megatron_vr.rollout.engine import Engine
 
 
-def open_engine(settings: EngineSettings, model: Path, dtype: str) -> Engine:
-    """The engine of `settings.kind` serving the Hugging Face folder `model`."""
+def open_engine(settings: EngineSettings, model: Path) -> Engine:
+    """The engine of `settings.kind` serving the Hugging Face folder `model`.
+
+    Raises CheckpointError when the folder does not load.
+    """
+    from megatron_vr.rollout.batching import BatchLimits
     from megatron_vr.rollout.embedded import EmbeddedEngine
 
-    return EmbeddedEngine(model, dtype=dtype, batch_size=settings.batch_size)
+    limits = BatchLimits(rows=settings.batch_size, tokens=settings.batch_tokens)
+    return EmbeddedEngine.load(model, limits=limits)

@@ -34,7 +34,9 @@ def make_fingerprint(
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In words, each value that differs: `settings.train.steps: 100 → 200`."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    changed = [
+        key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)
+    ]
     return [f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}" for key in changed]
 
 

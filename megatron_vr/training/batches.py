@@ -6,12 +6,13 @@ training, is the expected weighted number of target tokens of a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from megatron_vr.config.settings import TrainSettings
 from megatron_vr.errors import DataError
@@ -29,72 +30,132 @@ class Draw:
     loss_weight: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """All batches of a training.
+    """All batches of a training, cut from an endless sequence of passes over the examples.
 
-    `weighting="loss"`: every pass shuffles the examples of positive weight; draws carry w_i.
-    `weighting="draw"`: every pass draws as many examples with probability ∝ w_i; draws carry 1.
+    `weighting="loss"`: a pass shuffles the examples of positive weight; draws carry w_i.
+    `weighting="draw"`: a pass draws as many examples with probability ∝ w_i; draws carry 1.
     The expected gradient is the same. A batch may straddle two passes.
+
+    `candidates` [n] are the examples of positive weight, in table order, `weights` [n] theirs.
     """
 
     steps: int
-    normaliser: float
     batch_size: int
-    stream: DrawStream
-
-    def batch(self, step: int) -> list[Draw]:
-        """The draws of step 0 ≤ `step` < `steps`."""
-        if not 0 <= step < self.steps:
-            raise IndexError(f"step {step} of {self.steps}")
-        first = step * self.batch_size
-        return [self.stream[position] for position in range(first, first + self.batch_size)]
-
-
-@dataclass(frozen=True)
-class DrawStream:
-    """The endless sequence of draws that batches are cut from.
-
-    `candidates` are the examples of positive weight, `weights` their weights, in table order.
-    """
-
-    candidates: tuple[int, ...]
-    weights: tuple[float, ...]
+    normaliser: float
+    candidates: Integers
+    weights: Floats
     drawn: bool
     seed: int
 
-    def __getitem__(self, position: int) -> Draw:
-        turn, place = divmod(position, len(self.candidates))
-        chosen = _one_pass(self, turn)[place]
-        weight = 1.0 if self.drawn else self.weights[chosen]
-        return Draw(self.candidates[chosen], weight)
+    def batch(self, step: int) -> list[Draw]:
+        """The draws of step 0 ≤ `step` < `steps`; the same list whenever it is asked for."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of a plan of {self.steps}")
+        size = len(self.candidates)
+        first = step * self.batch_size
+        last = first + self.batch_size
+        passes = range(first // size, -(-last // size))
+        flat = np.concatenate([self._one_pass(number) for number in passes])
+        chosen = flat[first - passes.start * size : last - passes.start * size]
+        weights = np.ones(len(chosen)) if self.drawn else self.weights[chosen]
+        examples = self.candidates[chosen].tolist()
+        return [Draw(*pair) for pair in zip(examples, weights.tolist(), strict=True)]
+
+    def _one_pass(self, number: int) -> Integers:
+        """Positions [n] among the candidates, in the order of pass `number`."""
+        generator = np.random.default_rng([self.seed, number])
+        size = len(self.candidates)
+        if self.drawn:
+            chosen = systematic_resample(self.weights, size, generator.random())
+        else:
+            chosen = np.arange(size)
+        return generator.permutation(chosen)
 
 
 def make_batch_plan(
-    weights: Sequence[float] | Floats,
-    token_counts: Sequence[int] | Integers,
-    lengths: Sequence[int] | Integers,
+    weights: ArrayLike,
+    token_counts: ArrayLike,
+    lengths: ArrayLike,
     settings: TrainSettings,
     seed: int,
 ) -> BatchPlan:
     """The plan for examples of these `weights`, target-token counts and total `lengths` (tokens).
 
     Raises DataError naming the row for a weight that is negative or not finite, an example without
-    a target token or longer than `micro_batch_tokens`, and where no weight is positive.
+    a target or longer than `micro_batch_tokens`, and where no weight is positive.
     """
     weight = np.asarray(weights, dtype=np.float64)
     counts = np.asarray(token_counts, dtype=np.int64)
-    _check(weight, counts, np.asarray(lengths, dtype=np.int64), settings.micro_batch_tokens)
+    _check_weights(weight)
     positive = np.flatnonzero(weight > 0)
+    _check_examples(positive, counts, np.asarray(lengths), settings.micro_batch_tokens)
     drawn = settings.weighting == "draw"
     normaliser = expected_weighted_tokens(
         weight[positive], counts[positive], settings.batch_size, drawn
     )
-    stream = DrawStream(
-        tuple(positive.tolist()), tuple(weight[positive].tolist()), drawn, seed
+    return BatchPlan(
+        steps=_steps(settings, len(positive)),
+        batch_size=settings.batch_size,
+        normaliser=float(normaliser),
+        candidates=positive,
+        weights=weight[positive],
+        drawn=drawn,
+        seed=seed,
     )
-    steps = settings.steps
-    if steps is None:
-        assert settings.epochs is not None
-        steps = max(1, int(np.ceil(len(positive) * settings.epochs / settings.batch_size)))
-    return BatchPlan(steps, float(normaliser), settings.batch_size, stream)
+
+
+def systematic_resample(weights: Floats, count: int, offset: float) -> Integers:
+    """`count` indices drawn with probability ∝ `weights` [n] > 0, ascending.
+
+    One uniform `offset` in [0, 1) places a comb of `count` equally spaced teeth on the cumulative
+    weights: index i comes floor or ceil of count·w_i/Σw times, and that in expectation.
+    """
+    edges = np.cumsum(weights)
+    teeth = (offset + np.arange(count)) * (edges[-1] / count)
+    # Rounding may put the last tooth on the last edge.
+    return np.minimum(np.searchsorted(edges, teeth, side="right"), len(weights) - 1)
+
+
+def effective_sample_size(draws: Iterable[Draw]) -> float:
+    """(Σ_i w_i)² / Σ_i w_i² over the distinct examples of a batch; a repeated draw adds up."""
+    totals: dict[int, float] = defaultdict(float)
+    for draw in draws:
+        totals[draw.example] += draw.loss_weight
+    return math.fsum(totals.values()) ** 2 / math.fsum(w * w for w in totals.values())
+
+
+def _steps(settings: TrainSettings, candidates: int) -> int:
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None, "TrainSettings has exactly one of steps and epochs"
+    return math.ceil(candidates * settings.epochs / settings.batch_size)
+
+
+def _check_weights(weights: Floats) -> None:
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"row {row} of the examples has weight {weights[row]}; weights are finite and >= 0 "
+            f"({len(wrong)} rows are not)"
+        )
+    if not (weights > 0).any():
+        raise DataError(
+            f"none of the {len(weights)} examples has a positive weight: nothing to learn from"
+        )
+
+
+def _check_examples(
+    rows: Sequence[int] | Integers, counts: Integers, lengths: Integers, budget: int
+) -> None:
+    for row in rows:
+        if counts[row] < 1:
+            raise DataError(f"row {row} of the examples has no target token; set its weight to 0")
+        if lengths[row] > budget:
+            raise DataError(
+                f"row {row} of the examples has {lengths[row]} tokens, more than "
+                f"micro_batch_tokens={budget}; raise micro_batch_tokens to at least "
+                f"{lengths[row]} or drop longer examples"
+            )

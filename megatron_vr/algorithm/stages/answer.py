@@ -41,7 +41,7 @@ def run(node: Node, context: Context) -> Finished:
         max_new_tokens=settings.max_new_tokens,
         stop_token_ids=prompts.end_ids,
     )
-    with open_engine(node.settings.engine, model, node.settings.model.dtype) as engine:
+    with open_engine(node.settings.engine, model) as engine:
 
         def make(span: range, advance: Advance) -> pa.Table:
             items = [(asked[i // settings.per_trace], i % settings.per_trace) for i in span]

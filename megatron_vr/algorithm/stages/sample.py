@@ -6,9 +6,9 @@ import pyarrow as pa
 
 from megatron_vr.algorithm.context import Context, model_folder
 from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.progress import Advance
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.algorithm.stages.graded import grade_answers
-from megatron_vr.algorithm.progress import Advance
 from megatron_vr.problems.problem import Problem
 from megatron_vr.problems.prompts import PromptFormat
 from megatron_vr.rollout.engine import Completion, Request, Sampling
@@ -33,7 +33,7 @@ def run(node: Node, context: Context) -> Finished:
         stop_token_ids=prompts.end_ids,
         stop=None if of_policy else prompts.trace_end,
     )
-    with open_engine(node.settings.engine, model, node.settings.model.dtype) as engine:
+    with open_engine(node.settings.engine, model) as engine:
 
         def make(span: range, advance: Advance) -> pa.Table:
             items = [(problems[i // per_question], i % per_question) for i in span]
@@ -41,7 +41,9 @@ def run(node: Node, context: Context) -> Finished:
             completions = engine.generate(requests, sampling, advance)
             rows = [
                 _trace(node, prompts, problem, k, request, completion)
-                for (problem, k), request, completion in zip(items, requests, completions, strict=True)
+                for (problem, k), request, completion in zip(
+                    items, requests, completions, strict=True
+                )
             ]
             if not of_policy:
                 return pa.Table.from_pylist(rows, TRACES)

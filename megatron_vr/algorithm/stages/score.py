@@ -56,8 +56,13 @@ def _score_under(who: str, node: Node, context: Context, scored: list[Scored]) -
     megatron = open_megatron(node.settings, context.world)
     models = megatron.load(model_folder(node.inputs[who]))
     mine = missing[megatron.data_rank :: megatron.data_size]
-    spans = [range(i * settings.part_size, min((i + 1) * settings.part_size, len(sequences))) for i in mine]
-    with context.talk.bar(f"{title(node)} under the {who}", sum(map(len, spans)), "traces") as advance:
+    spans = [
+        range(i * settings.part_size, min((i + 1) * settings.part_size, len(sequences)))
+        for i in mine
+    ]
+    with context.talk.bar(
+        f"{title(node)} under the {who}", sum(map(len, spans)), "traces"
+    ) as advance:
         for index, span in zip(mine, spans, strict=True):
             sums = score(models, [sequences[i] for i in span], settings.micro_batch_tokens, advance)
             if megatron.writes:
@@ -114,4 +119,3 @@ def _joined(node: Node, scored: list[Scored], index: int) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows, SCORES)
-

@@ -54,7 +54,9 @@ def run(node: Node, context: Context) -> Finished:
     with context.talk.bar(title(node), job.plan().steps, "steps") as advance:
         train(job, lambda metrics: advance(1))
     origins = Counter(examples.column("origin").to_pylist())
-    return Finished(1, {"examples": examples.num_rows, "origins": dict(origins), **_counts(node, examples)})
+    return Finished(
+        1, {"examples": examples.num_rows, "origins": dict(origins), **_counts(node, examples)}
+    )
 
 
 def train_settings(node: Node) -> TrainSettings:

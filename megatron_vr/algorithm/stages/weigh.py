@@ -76,7 +76,8 @@ def _evidence(node: Node) -> dict[str, Evidence]:
     if node.settings.traces.sampler == "policy":
         rollouts = node.inputs["traces"].folder.read(ROLLOUTS, ["trace_id", "accepted"])
         return {
-            row["trace_id"]: Evidence(accuracy=float(row["accepted"])) for row in rollouts.to_pylist()
+            row["trace_id"]: Evidence(accuracy=float(row["accepted"]))
+            for row in rollouts.to_pylist()
         }
     accuracy: dict[str, list[bool]] = {}
     if "answers" in node.inputs:

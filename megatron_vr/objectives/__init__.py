@@ -1,0 +1,1 @@
+"""The mathematics of variational reasoning: tensors in, tensors out."""

@@ -1,0 +1,119 @@
+"""What a page is made of, as data; the template turns it into HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mark = Literal["", "best", "close"]
+
+
+@dataclass(frozen=True)
+class Words:
+    """A paragraph; `tone` sets it apart: a plain one, a quiet note, or one the reader must see."""
+
+    text: str
+    tone: Literal["plain", "quiet", "warning"] = "plain"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Said where a table is not there yet."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell: its text, a smaller text beside it (an error), and whether it stands out."""
+
+    text: str
+    small: str = ""
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A table row: its name, a colour where the row has one, a word on it, and the cells."""
+
+    name: str
+    cells: Sequence[Cell]
+    colour: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column heads in groups `(name, columns of the group)`, and the lines."""
+
+    groups: Sequence[tuple[str, Sequence[str]]]
+    lines: Sequence[Line]
+    caption: str = ""
+    corner: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot: `name`.png beside the page, embedded in it; `alt` says it in words."""
+
+    name: str
+    png: bytes
+    alt: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A framed list of statements under a title."""
+
+    title: str
+    points: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Code:
+    """Preformatted text, folded under its title."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of a trace; `tint` in [-1, 1] colours it, None leaves it plain; `tip` on hovering."""
+
+    text: str
+    tint: float | None = None
+    tip: str = ""
+
+
+@dataclass(frozen=True)
+class TraceCard:
+    """One trace in full, with what is known of it."""
+
+    question: str
+    hint: str
+    facts: Sequence[tuple[str, str]]
+    tokens: Sequence[Token]
+    weight: float  # 0 to 1, tints the card
+    band: str = ""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that are shown when their title is opened."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Words | Missing | Table | Picture | Box | Code | TraceCard | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with an entry in its navigation."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)

@@ -1,0 +1,1 @@
+"""Charts as PNG bytes, each from plain numbers; matplotlib's objects, no global figure."""

@@ -1,0 +1,67 @@
+"""How a quantity is spread: outlined histograms as shares, several on one panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_vr.report.plots.style import add_legend, dress, new_figure, png
+
+Floats = NDArray[np.float64]
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One series of a histogram: its values, in the unit of the panel's axis."""
+
+    name: str
+    colour: str
+    values: Floats
+
+
+@dataclass(frozen=True)
+class SpreadPanel:
+    """One panel; `low` and `high` bound its axis where given, else the values do."""
+
+    title: str
+    series: Sequence[Spread]
+    x: str
+    y: str
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False  # the values are whole numbers: bins are too
+
+
+def spread_panels(panels: Sequence[SpreadPanel], height: float = 3.1) -> bytes:
+    """PNG of the panels side by side; each series sums to 100%."""
+    figure, all_axes = new_figure(9.6, height, len(panels))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        edges = bin_edges(panel)
+        for spread in panel.series:
+            if not spread.values.size:
+                continue
+            counts, _ = np.histogram(np.clip(spread.values, edges[0], edges[-1]), edges)
+            shares = 100 * counts / spread.values.size
+            axes.stairs(shares, edges, color=spread.colour, linewidth=1.7, label=spread.name)
+            axes.stairs(shares, edges, color=spread.colour, alpha=0.10, fill=True)
+        dress(axes, panel.title, panel.x, panel.y)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_ylim(bottom=0)
+    fullest = max(range(len(panels)), key=lambda i: len(panels[i].series))
+    add_legend(figure, all_axes[fullest])
+    return png(figure)
+
+
+def bin_edges(panel: SpreadPanel) -> Floats:
+    """Edges that hold every value of the panel."""
+    values = [spread.values for spread in panel.series if spread.values.size]
+    low = panel.low if panel.low is not None else min((v.min() for v in values), default=0.0)
+    high = panel.high if panel.high is not None else max((v.max() for v in values), default=1.0)
+    if panel.whole:
+        step = max(1, int(np.ceil((high - low + 1) / (2 * BINS))))
+        return np.arange(np.floor(low), high + step + 1, step) - 0.5
+    return np.linspace(low, high if high > low else low + 1.0, BINS + 1)

@@ -1,0 +1,68 @@
+"""How every chart looks, and the colour of each row."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, safe for colour-blind readers; without its yellow, too pale on white.
+MAIN = "#0072B2"
+START = "#8A8F98"
+OTHERS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6F4E9B", "#7A7A29")
+INK, MUTED, GRID = "#1F2933", "#66717F", "#E4E8ED"
+DPI = 200  # shown at half this size, so that it is sharp on dense screens
+
+
+def row_colours(rows: Sequence[str]) -> dict[str, str]:
+    """A colour for each row of the results table, the same wherever the row is drawn."""
+    fixed = {"start": START, "variational": MAIN}
+    others = [row for row in rows if row not in fixed]
+    free = {row: OTHERS[i % len(OTHERS)] for i, row in enumerate(others)}
+    return {row: fixed.get(row) or free[row] for row in rows}
+
+
+def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` × `height` inches with panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, axis labels and quiet lines."""
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=9, fontweight="semibold")
+    axes.set_xlabel(x, fontsize=9, color=MUTED)
+    axes.set_ylabel(y, fontsize=9, color=MUTED)
+    axes.tick_params(labelsize=8.5, colors=MUTED, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
+def add_legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
+    """One legend under all panels, of the series drawn in `axes`."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2:
+        return
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(columns, len(labels)),
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=1.4,
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,96 @@
+"""AdamW sharded over the data-parallel ranks, and its learning rate over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_vr.config.settings import OptimizerSettings
+from megatron_vr.errors import SettingsError
+
+
+def build_optimizer(
+    models: Sequence[DistributedDataParallel], settings: OptimizerSettings, dtype: torch.dtype
+) -> MegatronOptimizer:
+    """Megatron's distributed AdamW over the parameters (of type `dtype`) of this rank's `models`.
+
+    Norms and biases are not decayed. Main parameters and moments are float32.
+    """
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        min_lr=settings.learning_rate * settings.final_fraction,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        clip_grad=settings.clip,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )
+    optimizer = get_megatron_optimizer(
+        config, list(models), config_overrides=get_standard_config_overrides(config)
+    )
+    for inner in torch_optimizers(optimizer):
+        # One kernel for all parameters, where torch would loop over them on a CPU.
+        for group in inner.param_groups:
+            group["fused"], group["foreach"] = True, False
+    return optimizer
+
+
+def build_schedule(
+    optimizer: MegatronOptimizer, settings: OptimizerSettings, steps: int
+) -> OptimizerParamScheduler:
+    """The learning rate of `steps` updates; `step(1)` before an update sets that update's rate.
+
+    Update s = 1..steps: `s / warmup_steps` of the peak while s ≤ warmup_steps, the peak at the end
+    of warm-up, then a cosine that reaches `final_fraction` of it at s = steps (or constant). Weight
+    decay acts through it too, so it must be built before the first update.
+    Raises SettingsError when warm-up would not end before the training does.
+    """
+    if settings.warmup_steps >= steps:
+        raise SettingsError(
+            f"optimizer.warmup_steps={settings.warmup_steps} must be fewer than the {steps} steps "
+            "of the training; lower it or train longer"
+        )
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.learning_rate,
+        min_lr=settings.learning_rate * settings.final_fraction,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=steps,
+        lr_decay_style=settings.schedule,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+
+
+def sharded_optimizers(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """The distributed optimizers that `optimizer` chains (one for a dense model)."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def torch_optimizers(optimizer: MegatronOptimizer) -> Iterator[torch.optim.AdamW]:
+    """Torch's own AdamW where Megatron fell back to it, having neither TE's nor apex' Adam."""
+    for sharded in sharded_optimizers(optimizer):
+        if isinstance(sharded.optimizer, torch.optim.AdamW):
+            yield sharded.optimizer
+
+
+def learning_rate(optimizer: MegatronOptimizer) -> float:
+    """The learning rate of the next update (all groups share it)."""
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_vr.config.checks import check_settings
+from megatron_vr.config.comparisons import arms
+from megatron_vr.config.load import load_settings
+from megatron_vr.errors import SettingsError
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+TOY = ROOT / "examples" / "toy.yaml"
+
+
+def written(tmp_path: Path, *lines: str) -> Path:
+    """A settings file that adds `lines` to the demo's."""
+    path = tmp_path / "settings.yaml"
+    path.write_text("\n".join([f"extends: {TOY}", *lines]) + "\n")
+    return path
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_valid(path: Path) -> None:
+    settings = load_settings(path)
+    check_settings(settings, processes=1)
+    assert arms(settings)
+
+
+def test_an_unknown_key_names_file_line_and_the_nearest_key(tmp_path: Path) -> None:
+    path = written(tmp_path, "train:", "  batch_sise: 3")
+    assert complaint(path) == (
+        f"{path}:3: unknown setting `train.batch_sise`; did you mean `train.batch_size`?"
+    )
+
+
+def test_a_key_in_the_wrong_place_names_the_right_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "estimator: gml")
+    assert "did you mean `weights.estimator`?" in complaint(path)
+
+
+def test_an_ill_typed_value_names_key_value_and_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "", "train:", "  batch_size: many")
+    message = complaint(path)
+    assert message.startswith(f"{path}:4: `train.batch_size` is 'many': ")
+    assert "integer" in message
+
+
+def test_an_unknown_choice_lists_the_valid_ones(tmp_path: Path) -> None:
+    message = complaint(written(tmp_path, "weights: {estimator: acc}"))
+    assert "'accuracy', 'gml' or 'likelihood'" in message
+
+
+def test_a_fault_inside_a_source_names_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path, "problems:", "  test:", "    - kind: toy", "      cuont: 3")
+    message = complaint(path)
+    assert f"{path}:5: unknown setting `problems.test.0.cuont`" in message
+    assert "did you mean `problems.test.0.count`?" in message
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "train: {batch_size: 0}", "wieghts: {}")
+    assert len(complaint(path).splitlines()) == 2
+
+
+def test_an_override_is_laid_over_the_file() -> None:
+    settings = load_settings(TOY, ["train.steps=7", "weights={estimator: gml}"])
+    assert settings.train.steps == 7
+    assert settings.weights.estimator == "gml"
+    assert settings.weights.ratio == "geometric-mean"
+
+
+def test_a_wrong_override_is_quoted() -> None:
+    assert "override 'train.stpes=7'" in complaint(TOY, "train.stpes=7")
+    assert "is not key=value" in complaint(TOY, "train.steps")
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    assert "`seed` is given twice" in complaint(written(tmp_path, "run:", "  seed: 1", "  seed: 2"))
+
+
+def test_a_missing_file_and_bad_yaml_are_one_clear_error(tmp_path: Path) -> None:
+    assert "cannot read the settings file" in complaint(tmp_path / "absent.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("run: [")
+    assert "is not valid YAML" in complaint(bad)
+
+
+def test_resolved_settings_load_again_as_themselves(tmp_path: Path) -> None:
+    settings = load_settings(TOY)
+    path = tmp_path / "resolved.yaml"
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    assert load_settings(path) == settings
+
+
+def test_yaml_never_makes_objects(tmp_path: Path) -> None:
+    path = written(tmp_path, "run: !!python/object/apply:os.system ['true']")
+    assert "is not valid YAML" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "processes", "told"),
+    [
+        (["parallel.tensor=2"], 3, "does not divide the 3 processes"),
+        (["parallel.sequence=true"], 1, "needs parallel.tensor > 1"),
+        (["parallel.context=2"], 2, "which model.spec: plain does not have"),
+        (["evaluation.problems=validation", "problems.validation=[]"], 1, "has no source"),
+        (["traces.max_new_tokens=500"], 1, "traces.max_new_tokens is 500"),
+        (["traces.sampler=policy", "weights.estimator=gml"], 1, "rollouts' own verdicts"),
+        (["policy.start=last"], 1, "nothing comes before"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    overrides: list[str], processes: int, told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        check_settings(load_settings(TOY, overrides), processes)
+
+
+def test_a_comparison_is_checked_like_the_run(tmp_path: Path) -> None:
+    path = written(tmp_path, "comparisons: {mine: {weights.estimatr: gml}}")
+    with pytest.raises(SettingsError, match=r"comparisons\.mine.*did you mean `weights\.estimator`"):
+        arms(load_settings(path))
+    taken = written(tmp_path, "comparisons: {start: {}}")
+    with pytest.raises(SettingsError, match="`start` is taken"):
+        arms(load_settings(taken))

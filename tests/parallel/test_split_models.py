@@ -1,0 +1,194 @@
+"""Models split over two processes compute what the whole Hugging Face model computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_vr.models.architecture import read_architecture
+from megatron_vr.parallel.layout import Layout
+from tests.models.reference import label_log_probs, save_gradients, tiny_model
+from tests.parallel.launch import run_ranks
+
+# Four packs (micro-batches: interleaving wants an even number) that split evenly over two ranks.
+PACKS = [[9, 13, 2], [30], [5, 5, 5, 5, 6], [3, 21]]
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    tied: bool
+    layout: Layout
+    recompute: str = "none"
+
+    @property
+    def model(self) -> str:
+        return f"{self.family}-{'tied' if self.tied else 'untied'}"
+
+    def __str__(self) -> str:
+        parts = [self.model, f"tp{self.layout.tensor}", f"pp{self.layout.pipeline}"]
+        if self.layout.sequence_parallel:
+            parts.append("sp")
+        if self.layout.virtual_pipeline:
+            parts.append(f"vpp{self.layout.virtual_pipeline}")
+        return "-".join([*parts, f"recompute-{self.recompute}"])
+
+
+CASES = [
+    Case("qwen3", False, Layout(tensor=2)),
+    Case("qwen3", True, Layout(tensor=2, sequence_parallel=True), recompute="full"),
+    Case("qwen2", True, Layout(tensor=2), recompute="selective"),
+    Case("qwen2", False, Layout(tensor=2, sequence_parallel=True)),
+    Case("qwen3", True, Layout(pipeline=2), recompute="selective"),
+    Case("qwen2", False, Layout(pipeline=2, virtual_pipeline=2)),
+]
+
+
+def sequences() -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        [torch.randint(0, 131, (length,), generator=generator) for length in pack]
+        for pack in PACKS
+    ]
+
+
+def forward_backward(models: list[Any]) -> list[torch.Tensor]:
+    """Megatron's schedule over all packs; the loss is minus the sum of the log-probs."""
+    from megatron.core.distributed import finalize_model_grads
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    collected: list[torch.Tensor] = []
+
+    def loss(log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        return -log_probs.sum(), torch.tensor(1, dtype=torch.int), {"log_probs": log_probs.detach()}
+
+    def step(data: Any, model: Any) -> Any:
+        pack = next(data)
+        lengths = torch.tensor([len(ids) for ids in pack])
+        bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
+        longest = int(lengths.max())
+        ids = torch.cat(pack)[None]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        mask[0, bounds[1:] - 1] = False
+        positions = torch.cat([torch.arange(length) for length in lengths.tolist()])[None]
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        output = model(
+            ids,
+            positions,
+            None,
+            labels=ids.roll(-1, 1),
+            loss_mask=mask,
+            packed_seq_params=packed,
+        )
+        return output, loss
+
+    models[0].config.finalize_model_grads_func = finalize_model_grads
+    interleaved = len(models) > 1
+    # One iterator for each virtual stage: every stage reads every pack.
+    data = [iter(sequences()) for _ in models]
+    results = get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=data if interleaved else data[0],
+        model=models if interleaved else models[0],
+        num_microbatches=len(PACKS),
+        seq_length=sum(PACKS[0]),
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    collected.extend(result["log_probs"] for result in results)
+    return collected
+
+
+def check_case(case: Case, folder: Path) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """This rank's log-probs (last stage) and each parameter's worst relative gradient error."""
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    from megatron_vr.convert.load import load_hf
+    from megatron_vr.models.gpt import build_model
+    from megatron_vr.parallel.layout import initialise
+
+    initialise(case.layout, 1, "cpu")
+    weights, gradients = folder / case.model, folder / f"{case.model}-gradients"
+    architecture = read_architecture(weights)
+
+    def build(source: Path) -> list[Any]:
+        models: list[Any] = build_model(
+            architecture,
+            case.layout,
+            spec="plain",
+            dtype="float32",
+            recompute=case.recompute,
+            log_prob_chunk=8,
+        )
+        load_hf(models, source, architecture)
+        return models
+
+    models, expected = build(weights), build(gradients)
+    wrapped = [
+        DistributedDataParallel(
+            model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True), model
+        )
+        for model in models
+    ]
+    log_probs = forward_backward(wrapped)
+    errors = {}
+    for model, reference in zip(models, expected, strict=True):
+        wanted = dict(reference.named_parameters())
+        for name, parameter in model.named_parameters():
+            difference = (parameter.main_grad * len(PACKS) - wanted[name].detach()).abs().max()
+            errors[name] = float(difference / wanted[name].abs().max())
+    parallel_state.destroy_model_parallel()
+    return log_probs, errors
+
+
+def check_all(rank: int, folder: str) -> dict[str, Any]:
+    return {str(case): check_case(case, Path(folder)) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """Reference log-probs by model, and what each rank found in every case."""
+    folder = tmp_path_factory.mktemp("split")
+    reference = {}
+    for case in CASES:
+        if case.model in reference:
+            continue
+        model = tiny_model(case.family, case.tied)
+        model.save_pretrained(folder / case.model)
+        log_probs = [label_log_probs(model, ids) for pack in sequences() for ids in pack]
+        (-torch.cat(log_probs).sum()).backward()
+        save_gradients(model, folder / f"{case.model}-gradients")
+        reference[case.model] = torch.cat(log_probs).detach()
+    return reference, run_ranks(check_all, 2, str(folder))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_split_model_gives_the_whole_models_log_probs(case: Case, measured: Any) -> None:
+    reference, ranks = measured
+    found = [torch.cat(rank[str(case)][0]) for rank in ranks if rank[str(case)][0]]
+    # Every tensor rank has them all; with pipeline stages only the last.
+    assert len(found) == case.layout.tensor
+    for log_probs in found:
+        assert log_probs.dtype == torch.float32
+        torch.testing.assert_close(log_probs, reference[case.model], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_split_model_gives_the_whole_models_gradients(case: Case, measured: Any) -> None:
+    _, ranks = measured
+    for rank in ranks:
+        errors = rank[str(case)][1]
+        worst = max(errors, key=errors.__getitem__)
+        assert errors[worst] < 1e-4, f"gradient of {worst} is off by {errors[worst]:.1e} (relative)"
