@@ -59,10 +59,10 @@ def _suggestion(at: Place) -> str:
     everything = [path for path, _ in _schema_keys(Settings.model_json_schema())]
     level = tuple("*" if isinstance(part, int) else part for part in parent)
     siblings = [path[-1] for path in everything if path[:-1] == level]
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean `{'.'.join(map(str, (*parent, near[0])))}`?"
     elsewhere = [path for path in everything if path[-1] == name and "*" not in path]
+    alike = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5 if not elsewhere else 0.8)
+    if alike:
+        return f"; did you mean `{'.'.join(map(str, (*parent, alike[0])))}`?"
     if elsewhere:
         return f"; did you mean `{'.'.join(elsewhere[0])}`?"
     return f"; valid here: {', '.join(sorted(set(siblings)))}" if siblings else ""

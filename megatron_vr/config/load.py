@@ -104,9 +104,7 @@ def _merge(base: Tree, over: Tree) -> Tree:
 def _override(raw: RawSettings, text: str) -> RawSettings:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise SettingsError(
-            f"override {text!r} is not of the form key=value, as in train.steps=100"
-        )
+        raise SettingsError(f"override {text!r} is not key=value, as in train.steps=100")
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:

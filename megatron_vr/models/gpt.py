@@ -183,6 +183,11 @@ def _parallel_fields(layout: Layout, params_dtype: torch.dtype) -> dict[str, Any
         # dispatcher for experts, though there are none.
         fields["variable_seq_lengths"] = True
         fields["moe_token_dispatcher_type"] = "alltoall"
+    if layout.virtual_pipeline:
+        # Interleaved stages otherwise exchange activations and gradients in one batch, and with
+        # two pipeline ranks, each other's only neighbour, one is taken for the other.
+        fields["overlap_p2p_comm"] = True
+        fields["batch_p2p_comm"] = False
     return fields
 
 

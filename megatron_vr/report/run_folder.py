@@ -20,9 +20,9 @@ from megatron_vr.config.settings import Settings
 from megatron_vr.errors import DataError
 from megatron_vr.traces.fingerprint import Fingerprint
 from megatron_vr.traces.store import DONE, FINGERPRINT, StageFolder
+from megatron_vr.training.metrics import METRICS_FILE
 
 SETTINGS = "settings.yaml"
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,12 @@ class Stage:
             yield from table.to_pylist()
 
     def metrics(self) -> list[dict[str, float]]:
-        """Lines of metrics.jsonl by step; the last line counts where a step was repeated.
-
-        A line that is still being written is left out.
-        """
-        file = self.path / METRICS
+        """Lines of the training's metrics, but for one that is still being written."""
+        file = self.path / METRICS_FILE
         if not file.exists():
             return []
-        by_step: dict[float, dict[str, float]] = {}
-        for text in file.read_text(encoding="utf-8").split("\n")[:-1]:
-            row = json.loads(text)
-            by_step[row["step"]] = row
-        return [by_step[step] for step in sorted(by_step)]
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+        return [dict(json.loads(line)) for line in lines]
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,11 @@ def read_run(path: Path) -> RunFolder:
             "give the folder that `run.folder` names"
         )
     settings = load_settings(path / SETTINGS)
-    stages = {stage.folder.fingerprint.digest: stage for stage in _stages(path)}
+    stages: dict[str, Stage] = {}
+    for stage in _stages(path):
+        known = stages.get(stage.folder.fingerprint.digest)
+        if known is None or not known.done:
+            stages[stage.folder.fingerprint.digest] = stage
     return RunFolder(path, settings, arms(settings), stages)
 
 

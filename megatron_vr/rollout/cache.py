@@ -18,21 +18,23 @@ class RoomyLayer(DynamicLayer):
 
     MARGIN = 64
 
+    keys: Tensor
+    values: Tensor
+    _key_room: Tensor
+    _value_room: Tensor
+
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self._fill(key_states[:, :, :0], value_states[:, :, :0], key_states.shape[-2])
-        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append states `[rows, heads, new, dim]` and return all keys and values so far."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self._fill(key_states[:, :, :0], value_states[:, :, :0], key_states.shape[-2])
+            self.is_initialized = True
         seen = self.keys.shape[-2]
         total = seen + key_states.shape[-2]
         if total > self._key_room.shape[-2]:

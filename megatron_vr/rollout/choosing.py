@@ -46,4 +46,6 @@ def _search(weights: Tensor, uniforms: Tensor) -> Tensor:
     total = running[:, -1]
     # Below the total even after rounding, so the search always ends on a token with weight.
     target = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(running, target[:, None], right=True).squeeze(-1)
+    found = torch.searchsorted(running, target[:, None], right=True).squeeze(-1)
+    # Only rows that are not numbers get past the end; their log-probs tell the caller.
+    return found.clamp(max=weights.shape[-1] - 1)

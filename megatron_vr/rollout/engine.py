@@ -30,7 +30,7 @@ class StopRule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How tokens are chosen and when a generation ends.
 
@@ -42,15 +42,17 @@ class Sampling:
     """
 
     temperature: float
-    top_p: float
     max_new_tokens: int
+    top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     stop: StopRule | None = None
     stop_sequences: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise SettingsError(f"temperature is {self.temperature}; set a finite value of 0 or more")
+            raise SettingsError(
+                f"temperature is {self.temperature}; set a finite value of 0 or more"
+            )
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"top_p is {self.top_p}; set a value above 0 and at most 1")
         if self.max_new_tokens < 1:
@@ -153,9 +155,7 @@ def _check_length(request: Request, sampling: Sampling, context_length: int) -> 
     if prompt + sampling.max_new_tokens <= context_length:
         return
     room = context_length - prompt
-    advice = (
-        f"lower max_new_tokens to at most {room}" if room > 0 else "shorten or drop the prompt"
-    )
+    advice = f"lower max_new_tokens to at most {room}" if room > 0 else "shorten or drop the prompt"
     raise DataError(
         f"request {request.id!r}: a prompt of {prompt} tokens and max_new_tokens "
         f"{sampling.max_new_tokens} need {prompt + sampling.max_new_tokens} positions but the "

@@ -7,15 +7,16 @@ training, is the expected weighted number of target tokens of a step.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_vr.config.settings import TrainSettings
 from megatron_vr.errors import DataError
+from megatron_vr.objectives.groups import effective_sample_size
 from megatron_vr.objectives.weights import expected_weighted_tokens
 
 Floats = NDArray[np.float64]
@@ -118,12 +119,12 @@ def systematic_resample(weights: Floats, count: int, offset: float) -> Integers:
     return np.minimum(np.searchsorted(edges, teeth, side="right"), len(weights) - 1)
 
 
-def effective_sample_size(draws: Iterable[Draw]) -> float:
-    """(Σ_i w_i)² / Σ_i w_i² over the distinct examples of a batch; a repeated draw adds up."""
-    totals: dict[int, float] = defaultdict(float)
-    for draw in draws:
-        totals[draw.example] += draw.loss_weight
-    return math.fsum(totals.values()) ** 2 / math.fsum(w * w for w in totals.values())
+def batch_sample_size(draws: Sequence[Draw]) -> float:
+    """The effective sample size of a batch over its distinct examples; a repeated draw adds up."""
+    _, owner = np.unique([draw.example for draw in draws], return_inverse=True)
+    totals = np.bincount(owner, [draw.loss_weight for draw in draws])
+    one_group = torch.zeros(len(totals), dtype=torch.long)
+    return float(effective_sample_size(torch.from_numpy(totals), one_group, 1))
 
 
 def _steps(settings: TrainSettings, candidates: int) -> int:

@@ -1,0 +1,1 @@
+"""What is asked: problems and their sources, prompts, hints and markers."""

@@ -1,0 +1,83 @@
+"""From the settings of sources to the list of problems."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_vr.problems.layouts import interpret, plain_reader
+from megatron_vr.problems.problem import Problem, check_problems
+from megatron_vr.problems.reasoning_gym_source import reasoning_gym_problems
+from megatron_vr.problems.rows import read_dataset, read_file
+from megatron_vr.problems.source_settings import (
+    DatasetSource,
+    FileSource,
+    ReasoningGymSource,
+    Source,
+    ToySource,
+)
+from megatron_vr.problems.stratos import stratos_reader
+from megatron_vr.problems.toy_source import toy_problems
+
+
+def load_problems(sources: Sequence[Source]) -> list[Problem]:
+    """The problems of all sources, one source after the other.
+
+    Raises DataError when a source cannot be read or is empty, or two problems share an id, and
+    SettingsError when a source asks for something that does not exist.
+    """
+    problems: list[Problem] = []
+    for source in sources:
+        found = _load(source)
+        check_problems(found, describe(source))
+        problems += found
+    check_problems(problems, " + ".join(describe(source) for source in sources) or "no source")
+    return problems
+
+
+def describe(source: Source) -> str:
+    """A short name of the source for messages."""
+    if isinstance(source, FileSource):
+        return str(source.path)
+    if isinstance(source, DatasetSource):
+        return f"{source.name}:{source.split}"
+    if isinstance(source, ReasoningGymSource):
+        return f"reasoning-gym ({', '.join(source.tasks)})"
+    return f"toy:{source.split}"
+
+
+def content_digest(source: Source) -> str | None:
+    """SHA-256 (hex) of the local file or folder that is read; None for generated or hub data."""
+    if isinstance(source, FileSource):
+        return _digest(source.path)
+    if isinstance(source, DatasetSource):
+        return _digest(Path(source.name))
+    return None
+
+
+def _load(source: Source) -> list[Problem]:
+    if isinstance(source, ToySource):
+        return toy_problems(source)
+    if isinstance(source, ReasoningGymSource):
+        return reasoning_gym_problems(source)
+    rows = read_file(source) if isinstance(source, FileSource) else read_dataset(source)
+    reader = stratos_reader if source.layout == "stratos" else plain_reader
+    return list(interpret(rows, source, reader(rows, source)).problems)
+
+
+def _digest(path: Path) -> str | None:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    elif path.is_file():
+        files = [path]
+    else:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        with file.open("rb") as content:
+            for block in iter(lambda: content.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

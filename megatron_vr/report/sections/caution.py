@@ -1,0 +1,122 @@
+"""What the numbers do not show, checked against this run's settings and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from megatron_vr.config.comparisons import MAIN_ARM
+from megatron_vr.config.settings import Settings, TrainSettings
+from megatron_vr.report.blocks import Box
+from megatron_vr.report.questions import Question
+from megatron_vr.report.results import CLOSE, Evaluated, Scope, difference
+from megatron_vr.report.run_folder import RunFolder
+from megatron_vr.report.wording import amount, listed, points
+
+
+def caution(
+    run: RunFolder,
+    rows: Mapping[str, Evaluated],
+    where: Sequence[Scope],
+    trained: Mapping[str, Question],
+) -> Box:
+    """A box of statements about what may be concluded."""
+    statements = [*_general(run), *_budget(run, trained), *_hint(run, rows, where)]
+    if run.settings.prompts.format == "toy":
+        return Box("What this task shows, and what it does not", [*_toy(where), *statements])
+    return Box("How to read these numbers", statements)
+
+
+def _toy(where: Sequence[Scope]) -> Iterator[str]:
+    bands = listed([scope.name for scope in where[1:]])
+    told = f" Bands ({bands}) are of the walks' length and detours." if bands else ""
+    yield (
+        "A 1M-parameter model on shortest paths in a walled 5×5 grid: it shows that the method "
+        f"works end to end and what its parts do, not how well large models reason.{told}"
+    )
+
+
+def _general(run: RunFolder) -> Iterator[str]:
+    if run.settings.evaluation.problems == "validation":
+        yield (
+            "These are the validation questions, the ones to choose settings on; numbers to report "
+            "come from evaluation.problems: test."
+        )
+    else:
+        yield (
+            "Settings are to be fixed beforehand on the validation questions "
+            "(evaluation.problems: validation), as the shipped examples' were; once settings are "
+            "chosen by this table, its errors no longer hold."
+        )
+    yield (
+        "Errors are over questions only. Another seed trains other models: only "
+        "`megatron-vr run … --seeds 1,2,3` shows that spread."
+    )
+
+
+def _budget(run: RunFolder, trained: Mapping[str, Question]) -> Iterator[str]:
+    """Whether rejection sampling had as many samples and an equally trained sampler."""
+    main = run.settings
+    if main.traces.sampler != "posterior":
+        return
+    for arm, settings in run.arms.items():
+        if settings.traces.sampler != "policy":
+            continue
+        theirs = settings.rollouts.per_question
+        ours, told = _ours(main)
+        same = (
+            "as many" if theirs == ours else f"{'more' if theirs > ours else 'fewer'} ({theirs})"
+        )
+        yield f"{arm} learns from {same} sampled answers per question: {told}. {_training(settings, main)}"
+
+
+def _ours(main: Settings) -> tuple[int, str]:
+    traces = main.traces.per_question
+    if main.weights.estimator != "accuracy":
+        return traces, f"variational takes {traces} traces"
+    answers = main.answers.per_trace
+    return traces * answers, f"variational takes {traces} traces × {answers} answers = {traces * answers}"
+
+
+def _training(theirs: Settings, main: Settings) -> str:
+    policy, posterior = _length(theirs.policy), _length(main.posterior.train)
+    if policy == posterior and theirs.policy.batch_size == main.posterior.train.batch_size:
+        return f"Its sampler is the start, trained as long as the posterior ({policy})."
+    return (
+        f"Its sampler is the start, trained for {policy}; the posterior for {posterior}: "
+        "part of a gap may come from that."
+    )
+
+
+def _length(train: TrainSettings) -> str:
+    return amount(train.steps, "step") if train.steps is not None else f"{train.epochs:g} epochs"
+
+
+def _hint(
+    run: RunFolder, rows: Mapping[str, Evaluated], where: Sequence[Scope]
+) -> Iterator[str]:
+    """What the hint does for the policy, as far as a row without it tells."""
+    if run.settings.traces.sampler != "posterior" or not run.settings.posterior.hint:
+        return
+    without = [arm for arm, settings in run.arms.items() if _is_ablation(settings, run.settings)]
+    helps = "Whether the hint helps the posterior is shown under “Posterior”."
+    if not without:
+        yield f"{helps} No row here goes without it, so nothing is shown about what it does for π."
+    for arm in without:
+        if arm not in rows or MAIN_ARM not in rows:
+            yield f"{helps} What it does for π is not shown before {arm} is evaluated."
+            continue
+        gap = difference(rows[MAIN_ARM], rows[arm], "accuracy", where[0])
+        if gap is None:
+            continue
+        verdict = (
+            "this does not show that the hint helps π"
+            if gap.value <= CLOSE * gap.error
+            else "on these questions and this seed, π gains from it"
+        )
+        yield f"{helps} On π: variational − {arm} is {points(gap)}; {verdict}."
+
+
+def _is_ablation(settings: Settings, main: Settings) -> bool:
+    """The same as the run in everything but the hint."""
+    blind = main.posterior.model_copy(update={"hint": False})
+    return settings == main.model_copy(update={"posterior": blind, "comparisons": {}})

@@ -1,0 +1,181 @@
+"""The traces themselves: lengths, what was lost on the way, engine against trainer, leaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Section, Table, Words
+from megatron_vr.report.plots.distributions import Spread, SpreadPanel, spread_panels
+from megatron_vr.report.plots.style import row_colours
+from megatron_vr.report.run_folder import RunFolder, Stage
+from megatron_vr.report.sampled import Sampled, made_from
+from megatron_vr.report.wording import (
+    describe,
+    iteration_title,
+    percent,
+    picture_name,
+    policy_name,
+)
+from megatron_vr.traces.tables import SCORES, TRACES, VERDICTS, WEIGHTS
+
+Floats = NDArray[np.float64]
+
+
+def traces_section(run: RunFolder, sampled: Mapping[int, Sequence[Sampled]]) -> Section:
+    """Health of what was sampled, iteration by iteration."""
+    blocks: list[Block] = []
+    for t in run.iterations:
+        if len(run.iterations) > 1:
+            blocks.append(Words(f"Iteration {t}", "quiet"))
+        known = [s for s in sampled[t] if s.ids]
+        blocks += _lengths(run, t, known)
+        if known:
+            blocks.append(_losses(run, known))
+        blocks += _questions(run, t)
+        blocks += _agreement(run, known)
+        if known:
+            blocks.append(_leaks(known))
+        else:
+            blocks.append(Missing(iteration_title("No traces are sampled yet.", t, len(run.iterations))))
+    return Section("traces", "Traces", blocks)
+
+
+def _lengths(run: RunFolder, t: int, known: Sequence[Sampled]) -> list[Block]:
+    colours = row_colours(run.rows)
+    panels = []
+    if known:
+        series = [Spread(s.name, s.colour, s.lengths.astype(float)) for s in known]
+        title = f"Traces: median {np.median(known[0].lengths):.0f} tokens ({known[0].name})"
+        panels.append(SpreadPanel(title, series, "trace length (tokens)", "% of traces", whole=True))
+    evaluated = [
+        (f"{arm} (evaluation)", colours[arm], run.find("evaluate", arm, t)) for arm in run.arms
+    ]
+    series = [Spread(n, c, _evaluated(stage)) for n, c, stage in evaluated if stage is not None]
+    if series:
+        after = policy_name(t)
+        title = f"Held-out questions: median {np.median(series[0].values):.0f} tokens ({after})"
+        panels.append(SpreadPanel(title, series, "trace length (tokens)", "% of outputs", whole=True))
+    if not panels:
+        return []
+    alt = "Distribution of trace lengths by sampler, and of each row on held-out questions"
+    return [Picture(picture_name("lengths", t, len(run.iterations)), spread_panels(panels), alt)]
+
+
+def _evaluated(stage: Stage) -> Floats:
+    return np.array([row["trace_length"] for row in stage.rows(VERDICTS, ["trace_length"])], float)
+
+
+def _losses(run: RunFolder, known: Sequence[Sampled]) -> Table:
+    """Shares of traces that cannot be learned from, and why."""
+    lines = []
+    for sampler in known:
+        faults = Counter(sampler.faults)
+        reasons = _reasons(run, sampler)
+        total = len(sampler.ids)
+        cells = [Cell(f"{total:,}")]
+        cells += [Cell(percent(faults[fault] / total)) for fault in ("unfinished", "over-long")]
+        for why in ("no correct trace", "weight zero", "not the best", ""):
+            cells.append(Cell(percent(reasons[why] / total) if reasons else "–"))
+        lines.append(Line(sampler.name, cells, sampler.colour))
+    heads = [
+        ("", ["traces"]),
+        ("cannot be used", ["unfinished", "over-long"]),
+        ("weighed, not learned", ["question without correct trace", "weight zero", "not the best"]),
+        ("", ["learned"]),
+    ]
+    caption = "Shares of the traces sampled. Over-long traces are counted as such even if unfinished."
+    return Table(heads, lines, caption, "sampler")
+
+
+def _reasons(run: RunFolder, sampler: Sampled) -> Counter[str]:
+    weights = made_from(run, "weigh", sampler.stage)
+    if weights is None:
+        return Counter()
+    return Counter(row["why"] for row in weights.rows(WEIGHTS, ["why"]))
+
+
+def _questions(run: RunFolder, t: int) -> list[Block]:
+    """From the θ-steps' summaries: what became of the questions."""
+    colours = row_colours(run.rows)
+    names = ("with_correct_trace", "fallen_back", "dropped")
+    lines = []
+    for stage in run.own("train", t):
+        told = stage.summary()
+        if "questions" in told:
+            asked = told["questions"]
+            cells = [Cell(f"{asked:,}"), *(Cell(percent(told[name] / asked)) for name in names)]
+            origins = told.get("origins", {})
+            cells.append(Cell(", ".join(f"{count:,} {name}" for name, count in origins.items())))
+            about = describe(run.arms[stage.arm])
+            lines.append(Line(stage.arm, cells, colours[stage.arm], about))
+    if not lines:
+        return []
+    heads = [
+        ("questions", ["all", "with a correct trace", "fallen back to the reference", "dropped"]),
+        ("", ["examples learned from"]),
+    ]
+    return [Table(heads, lines, "What became of the training questions in the θ-step.", "row")]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """|engine − trainer| of Σ log q(z), nats per trace: [traces], and the same per token."""
+
+    per_trace: Floats
+    per_token: Floats
+
+
+def read_agreement(run: RunFolder, sampler: Sampled) -> Agreement | None:
+    """The sampling engine's log-probs against the trainer's; None before the traces are scored."""
+    scores = made_from(run, "score", sampler.stage)
+    if scores is None:
+        return None
+    engine = {
+        row["trace_id"]: row["engine_log_prob"]
+        for row in sampler.stage.rows(TRACES, ["trace_id", "engine_log_prob"])
+    }
+    rows = list(scores.rows(SCORES, ["trace_id", "trace_length", "sampler_log_prob"]))
+    gaps = np.array([abs(engine[row["trace_id"]] - row["sampler_log_prob"]) for row in rows])
+    return Agreement(gaps, gaps / np.array([row["trace_length"] for row in rows]))
+
+
+def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
+    lines = []
+    for sampler in known:
+        found = None if sampler.of_policy else read_agreement(run, sampler)
+        if found is not None and found.per_trace.size:
+            cells = [
+                Cell(f"{value:.2g}")
+                for values in (found.per_trace, found.per_token)
+                for value in (values.mean(), np.percentile(values, 99), values.max())
+            ]
+            lines.append(Line(sampler.name, cells, sampler.colour))
+    if not lines:
+        if any(not s.of_policy for s in known):
+            return [Missing("The traces are not scored yet: engine and trainer are not compared.")]
+        return []
+    columns = ["mean", "99th percentile", "largest"]
+    heads = [("nats per trace", columns), ("nats per token", columns)]
+    caption = (
+        "Σ log q(z) as the sampling engine saw it against the trainer's own pass, absolute "
+        "difference. Anything beyond rounding means that the two do not run the same model."
+    )
+    return [Table(heads, lines, caption, "sampler")]
+
+
+def _leaks(known: Sequence[Sampled]) -> Table:
+    """A simple count: how often the answer's text stands at the very beginning of a trace."""
+    lines = [
+        Line(s.name, [Cell(percent(float(s.early_answer.mean())))], s.colour) for s in known
+    ]
+    caption = (
+        "Traces whose first tenth contains the reference answer's text. Short answers occur by "
+        "chance: only a share clearly above that of a sampler without hint speaks for a leak."
+    )
+    return Table([("leak check", ["answer stated early"])], lines, caption, "sampler")
+

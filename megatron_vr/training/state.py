@@ -1,0 +1,125 @@
+"""All that a training carries from step to step, and how it is saved and restored exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_vr.training.optimizer import sharded_optimizers
+
+PARAMETER_STATE = "param_state"
+SHARDING = "fully_reshardable"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """`models` are this rank's bare stages (not wrapped for data parallelism)."""
+
+    models: Sequence[Any]
+    optimizer: MegatronOptimizer
+    schedule: OptimizerParamScheduler
+
+    def sharded(self, *, loading: bool = False, random: bool = True) -> dict[str, Any]:
+        """Megatron's description of this rank's part of the state, to save or to load into."""
+        metadata = {
+            "distrib_optim_sharding_type": SHARDING,
+            "chained_optim_avoid_prefix": True,
+            "singleton_local_shards": False,
+            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        }
+        parameters = {
+            key: model.sharded_state_dict(metadata=metadata)
+            for key, model in zip(_model_keys(self.models), self.models, strict=True)
+        }
+        if loading:
+            for inner in sharded_optimizers(self.optimizer):
+                _allocate_moments(inner)
+        content: dict[str, Any] = {
+            **parameters,
+            "optimizer": self.optimizer.sharded_state_dict(
+                parameters, is_loading=loading, metadata=metadata
+            ),
+            "schedule": self.schedule.state_dict(),
+        }
+        if random:
+            content["random"] = _sharded_random_state()
+        return content
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Set this rank's state to the loaded `content` of `sharded(loading=True)`."""
+        for key, model in zip(_model_keys(self.models), self.models, strict=True):
+            model.load_state_dict(content[key])
+        optimizers = sharded_optimizers(self.optimizer)
+        parts = [content["optimizer"]] if len(optimizers) == 1 else content["optimizer"]
+        for inner, part in zip(optimizers, parts, strict=True):
+            _restore_optimizer(inner, part)
+        self.schedule.load_state_dict(content["schedule"])
+        if "random" in content:
+            _restore_random_state(content["random"])
+
+
+def _model_keys(models: Sequence[Any]) -> list[str]:
+    """As Megatron calls them: `model`, or `model0`, `model1`, … for virtual stages."""
+    return ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
+
+
+def _allocate_moments(optimizer: DistributedOptimizer) -> None:
+    """Give torch's AdamW the state that its first update would make.
+
+    Megatron asks an optimizer that it loads into for its one `step`, which a fresh one lacks.
+    """
+    inner = optimizer.optimizer
+    if isinstance(inner, torch.optim.AdamW) and not inner.state:
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                inner.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _restore_optimizer(optimizer: DistributedOptimizer, part: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict(part)`, made whole for torch's AdamW.
+
+    Megatron takes the groups and `step` from one part of the state and the moments from another.
+    While it copies the moments, a `step` in torch's state is looked up among them and not found;
+    so it is set afterwards, and as a tensor of each parameter's own, since Megatron would share
+    one among all of them and every update would count it up once per parameter.
+    """
+    inner = optimizer.optimizer
+    if not isinstance(inner, torch.optim.AdamW):
+        optimizer.load_state_dict(part)
+        return
+    rest = {key: value for key, value in part.items() if key != PARAMETER_STATE}
+    optimizer.load_state_dict(rest)
+    steps = {parameter: state.pop("step") for parameter, state in inner.state.items()}
+    optimizer.load_parameter_state_from_fully_reshardable(part[PARAMETER_STATE])
+    for parameter, step in steps.items():
+        inner.state[parameter]["step"] = step.clone()
+
+
+def _sharded_random_state() -> ShardedObject:
+    """Each rank's random generators; training draws nothing, but spec modules may."""
+    state: dict[str, Any] = {
+        "cpu": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state(),
+        "tracker": get_cuda_rng_tracker().get_states(),
+    }
+    return ShardedObject("random", state, (dist.get_world_size(),), (dist.get_rank(),))
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state(state["device"])
+    get_cuda_rng_tracker().set_states(state["tracker"])
