@@ -97,9 +97,7 @@ FAMILIES = {"qwen2": _DENSE + _QWEN2 + _OUTPUT, "qwen3": _DENSE + _QWEN3 + _OUTP
 def weight_map(architecture: Architecture) -> dict[str, Weight]:
     """The table of a model, by Megatron name."""
     rows = FAMILIES[architecture.family]
-    return {
-        row.megatron: row for row in rows if not (architecture.tied and row in _OUTPUT)
-    }
+    return {row.megatron: row for row in rows if not (architecture.tied and row in _OUTPUT)}
 
 
 def dimensions(architecture: Architecture) -> dict[str, int]:

@@ -100,7 +100,10 @@ def parse_architecture(config: Mapping[str, Any], where: str) -> Architecture:
             _refuse(where, name, config[name])
     layers = _count(config, "num_hidden_layers", where)
     _check_full_attention(config, layers, where)
-    hidden, heads = _count(config, "hidden_size", where), _count(config, "num_attention_heads", where)
+    hidden, heads = (
+        _count(config, "hidden_size", where),
+        _count(config, "num_attention_heads", where),
+    )
     # Transformers reads a null here as "as many as query heads".
     stated = config.get("num_key_value_heads") is not None
     kv_heads = _count(config, "num_key_value_heads", where) if stated else heads

@@ -41,7 +41,9 @@ class LogProbModel(GPTModel):
     vocabulary]. Earlier stages return hidden states, as Megatron's schedules expect.
     """
 
-    def __init__(self, *args: Any, true_vocab_size: int, log_prob_chunk: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, true_vocab_size: int, log_prob_chunk: int, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.true_vocab_size = true_vocab_size
         self.log_prob_chunk = log_prob_chunk
@@ -93,13 +95,10 @@ def build_model(
     available here.
     """
     check_spec(spec, layout.context)
-    config = transformer_config(
-        architecture, layout, spec=spec, dtype=dtype, recompute=recompute
-    )
+    config = transformer_config(architecture, layout, spec=spec, dtype=dtype, recompute=recompute)
     chunks = range(layout.virtual_pipeline) if layout.virtual_pipeline else (None,)
     return [
-        _build_stage(architecture, layout, config, spec, log_prob_chunk, chunk)
-        for chunk in chunks
+        _build_stage(architecture, layout, config, spec, log_prob_chunk, chunk) for chunk in chunks
     ]
 
 

@@ -116,7 +116,9 @@ class ChunkedLogProb(torch.autograd.Function):
         for start in range(0, len(labels), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             logits = _logits(hidden[part], weight, ctx.shard)
-            grad_logits = _grad_logits(logits, labels[part], normaliser[part], grad[part], ctx.shard)
+            grad_logits = _grad_logits(
+                logits, labels[part], normaliser[part], grad[part], ctx.shard
+            )
             grad_logits = grad_logits.to(weight.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part])

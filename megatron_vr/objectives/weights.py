@@ -29,7 +29,7 @@ class TraceWeights:
     """The weights of n traces of a number of questions, and all they were made of.
 
     log_ratio, log_estimate, log_rho, weight: float64 [n], log ρ = log ratio + log estimate.
-    ess: float64 [questions], the effective sample size of ρ; 0 without a weight.
+    ess: float64 [questions], the effective sample size of the weights; 0 without a weight.
     has_weight: bool [questions], whether any trace of the question has a positive weight.
     """
 
@@ -89,14 +89,14 @@ def trace_weights(
     if normalise not in ("question", "none"):
         raise ValueError(f"normalise {normalise!r} is none of question, none")
     log_rho = ratios + estimate
-    normalised = normalise_by_group(log_rho, group, groups)
-    weight = normalised if normalise == "question" else _mean_weight(log_rho, group, groups)
+    weigh = normalise_by_group if normalise == "question" else _mean_weight
+    weight = weigh(log_rho, group, groups)
     return TraceWeights(
         log_ratio=ratios,
         log_estimate=estimate,
         log_rho=log_rho,
         weight=weight,
-        ess=effective_sample_size(normalised, group, groups),
+        ess=effective_sample_size(weight, group, groups),
         has_weight=max_by_group(weight, group, groups) > 0,
     )
 

@@ -50,6 +50,9 @@ def _replace_device_queries() -> None:
     _set(torch.cuda, "current_device", lambda: CPU)
     # The pipeline schedules and finish of gradient communication wait for the device.
     _set(torch.cuda, "synchronize", lambda device=None: None)
+    # DDP of 0.19 asks for the stream before it reduces gradients, and waits on it for events of
+    # CUDA graphs only, of which there are none; any use of this None fails.
+    _set(torch.cuda, "current_stream", lambda device=None: None)
     # Tied embeddings across stages and checkpoint exchange move tensors with .cuda().
     _set(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor)
 

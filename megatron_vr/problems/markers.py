@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from megatron_vr.errors import SettingsError
@@ -79,19 +79,16 @@ class Marker:
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> tuple[bytes, ...]:
     """The bytes each token id stands for; empty for ids that the tokenizer does not use.
 
-    Byte-level BPE tokens are read through the GPT-2 byte alphabet; added tokens and the tokens of
-    word-level tokenizers are their own text. Raises SettingsError for other kinds of tokenizer.
+    Byte-level BPE tokens are read through the GPT-2 byte alphabet; added tokens, tokens with
+    characters outside it and those of word-level tokenizers are their own text. Raises
+    SettingsError for other kinds of tokenizer.
     """
     vocabulary = tokenizer.get_vocab()
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    to_byte = {char: byte for byte, char in byte_alphabet().items()}
-    byte_level = is_byte_level(tokenizer)
+    read = _read_letters if is_byte_level(tokenizer) else str.encode
     found = [b""] * (max(vocabulary.values()) + 1)
     for text, token in vocabulary.items():
-        if byte_level and text not in added:
-            found[token] = bytes(to_byte[char] for char in text)
-        else:
-            found[token] = text.encode("utf-8")
+        found[token] = text.encode() if text in added else read(text)
     return tuple(found)
 
 
@@ -120,6 +117,19 @@ def byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {
         byte: chr(256 + i) for i, byte in enumerate(hidden)
     }
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    return {char: byte for byte, char in byte_alphabet().items()}
+
+
+def _read_letters(text: str) -> bytes:
+    byte_of = _byte_of()
+    try:
+        return bytes([byte_of[char] for char in text])
+    except KeyError:
+        return text.encode()
 
 
 def _kinds(decoder: object) -> list[str]:

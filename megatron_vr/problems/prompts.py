@@ -137,6 +137,8 @@ def load_format(
     """
     folder = format_folder(name_or_folder)
     rules = read_rules(folder)
+    policy_template = read_template(folder / POLICY_FILE, ("question",))
+    posterior_template = read_template(posterior_file(folder, posterior), ("question", "hint"))
     codec = TextCodec.of(tokenizer)
     for token in (*rules.special_tokens, rules.end):
         if token not in codec.added:
@@ -149,8 +151,8 @@ def load_format(
     return PromptFormat(
         codec=codec,
         rules=rules,
-        policy=read_template(folder / POLICY_FILE, ("question",)),
-        posterior=read_template(posterior_file(folder, posterior), ("question", "hint")),
+        policy=policy_template,
+        posterior=posterior_template,
         trace_end=Marker(rules.trace.close, codec.token_bytes),
         end_ids=(codec.added[rules.end], *other_ends),
     )

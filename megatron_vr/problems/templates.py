@@ -36,8 +36,11 @@ def read_template(path: Path, names: tuple[str, ...]) -> Template:
     It must insert each of `names` at least once and unaltered, as `{{ question }}`.
     Raises SettingsError for what is not so, and for faulty Jinja.
     """
-    from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+    from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
+
+    if not path.is_file():
+        raise SettingsError(f"there is no template {path}; a format needs it")
 
     environment = SandboxedEnvironment(
         loader=FileSystemLoader(path.parent), undefined=StrictUndefined, keep_trailing_newline=True
@@ -45,10 +48,12 @@ def read_template(path: Path, names: tuple[str, ...]) -> Template:
     try:
         template = environment.get_template(path.name)
         text = template.render({name: f"{_BEGIN}{name}{_END}" for name in names})
-    except (TemplateError, TypeError) as error:
+    except Exception as error:  # a template is a program and can fail in any way
         line = getattr(error, "lineno", None)
         where = f"{path}, line {line}" if line else str(path)
-        raise SettingsError(f"{where}: {error}; it may use {', '.join(names)}") from None
+        raise SettingsError(
+            f"{where}: {type(error).__name__}: {error}; a value it may use is {' or '.join(names)}"
+        ) from error
     pieces = tuple(_pieces(text))
     _check(path, pieces, names)
     return Template(pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,3 +34,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             "save the tokenizer with a tokenizer.json"
         )
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the tokenizer so that transformers 4 and 5, and servers built on them, load it.
+
+    transformers 5 names the class of a generic tokenizer in a way that 4 does not know.
+    """
+    tokenizer.save_pretrained(str(folder))
+    config = Path(folder) / "tokenizer_config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

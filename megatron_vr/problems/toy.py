@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from random import Random
 from typing import Any
 
@@ -34,24 +34,22 @@ class Grid:
 
     def step(self, cell: int, move: str) -> int | None:
         """The cell one `move` away, wall or not; None outside the grid."""
-        down, right = MOVES[move]
-        row, column = cell // self.size + down, cell % self.size + right
-        inside = 0 <= row < self.size and 0 <= column < self.size
-        return row * self.size + column if inside else None
+        return _steps(self.size)[cell].get(move)
 
     def ways(self, cell: int) -> dict[str, int]:
         """The moves that lead from `cell` to a cell without a wall."""
-        reached = {move: self.step(cell, move) for move in MOVES}
-        return {m: c for m, c in reached.items() if c is not None and c not in self.walls}
+        near = _steps(self.size)[cell]
+        return {move: reached for move, reached in near.items() if reached not in self.walls}
 
     @cached_property
     def distances(self) -> dict[int, int]:
         """Fewest moves from each cell to the goal, nearest first; no entry: no way."""
         found = {self.goal: 0}
         queue = [self.goal]
+        steps = _steps(self.size)
         for cell in queue:
-            for near in self.ways(cell).values():
-                if near not in found:
+            for near in steps[cell].values():
+                if near not in found and near not in self.walls:
                     found[near] = found[cell] + 1
                     queue.append(near)
         return found
@@ -67,7 +65,11 @@ class Grid:
     def closer(self, cell: int) -> dict[str, int]:
         """The moves from `cell` that begin a shortest path, with the cells they lead to."""
         target = self.distances[cell] - 1
-        return {m: c for m, c in self.ways(cell).items() if self.distances.get(c) == target}
+        return {
+            move: near
+            for move, near in self.ways(cell).items()
+            if self.distances.get(near) == target
+        }
 
     def band(self) -> str:
         """easy: no detour and at most 4 moves; mid: no detour; hard: walls force a detour."""
@@ -100,6 +102,24 @@ class Grid:
             "goal": self.goal,
             "walls": sorted(self.walls),
         }
+
+
+@cache
+def _steps(size: int) -> tuple[dict[str, int], ...]:
+    """For each cell, the moves that stay inside the grid and where they lead."""
+
+    def near(cell: int) -> dict[str, int]:
+        places = {
+            move: (cell // size + down, cell % size + right)
+            for move, (down, right) in MOVES.items()
+        }
+        return {
+            move: row * size + column
+            for move, (row, column) in places.items()
+            if 0 <= row < size and 0 <= column < size
+        }
+
+    return tuple(near(cell) for cell in range(size**2))
 
 
 def cells_text(cells: Sequence[int]) -> list[str]:

@@ -23,7 +23,7 @@ def toy_problems(source: ToySource) -> list[Problem]:
     for _ in range(PATIENCE * source.count):
         grid = _draw(source, random)
         question = grid.question()
-        if question in problems or not _fits(grid, source) or split_of(question) != source.split:
+        if split_of(question) != source.split or question in problems or not _fits(grid, source):
             continue
         with_trace = len(problems) < source.references
         problems[question] = _problem(grid, source, with_trace)

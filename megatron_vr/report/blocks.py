@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Mark = Literal["", "best", "close"]
+SHADES = 4  # of each of a token's two colours
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,14 @@ class Box:
 
 
 @dataclass(frozen=True)
+class Links:
+    """Other pages, as (text, address relative to this page)."""
+
+    title: str
+    items: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Code:
     """Preformatted text, folded under its title."""
 
@@ -107,7 +116,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Words | Missing | Table | Picture | Box | Code | TraceCard | Folded
+Block = Words | Missing | Table | Picture | Box | Links | Code | TraceCard | Folded
 
 
 @dataclass(frozen=True)

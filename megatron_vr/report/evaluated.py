@@ -19,7 +19,9 @@ def read_rows(run: RunFolder) -> dict[str, Evaluated]:
     """Row → its evaluation after the last iteration (the start: before the first), where done."""
     last = run.settings.run.iterations
     stages = {
-        row: run.find("evaluate", MAIN_ARM if row == "start" else row, 0 if row == "start" else last)
+        row: run.find(
+            "evaluate", MAIN_ARM if row == "start" else row, 0 if row == "start" else last
+        )
         for row in run.rows
     }
     return {row: read_evaluation(stage) for row, stage in stages.items() if stage is not None}

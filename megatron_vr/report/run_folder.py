@@ -23,6 +23,7 @@ from megatron_vr.traces.store import DONE, FINGERPRINT, StageFolder
 from megatron_vr.training.metrics import METRICS_FILE
 
 SETTINGS = "settings.yaml"
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class RunFolder:
         return stage if stage is not None and stage.done else None
 
     def own(self, label: str, iteration: int) -> list[Stage]:
-        """Done stages of this label, one for each row that has one of its own; `variational`'s first."""
+        """Done stages of this label, one for each row that has its own; `variational`'s first."""
         return [
             stage
             for arm in self.arms
@@ -123,7 +124,7 @@ class RunFolder:
         return self.stages.get(stage.inputs.get(name, ""))
 
     def strangers(self) -> list[Stage]:
-        """Stages made from something that is no longer here: settings changed, or it was deleted."""
+        """Stages whose inputs are no longer here: settings changed, or they were deleted."""
         return [
             stage
             for stage in self.stages.values()
@@ -158,6 +159,12 @@ def read_run(path: Path) -> RunFolder:
         if known is None or not known.done:
             stages[stage.folder.fingerprint.digest] = stage
     return RunFolder(path, settings, arms(settings), stages)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results.json in `path`, empty where there is none yet."""
+    file = path / RESULTS
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def _stages(root: Path) -> Iterator[Stage]:

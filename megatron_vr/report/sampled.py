@@ -134,7 +134,9 @@ def _read(
 
 
 def _own_verdicts(stage: Stage) -> dict[str, bool]:
-    return {row["trace_id"]: row["accepted"] for row in stage.rows(ROLLOUTS, ["trace_id", "accepted"])}
+    return {
+        row["trace_id"]: row["accepted"] for row in stage.rows(ROLLOUTS, ["trace_id", "accepted"])
+    }
 
 
 def _first_verdicts(run: RunFolder, traces: Stage) -> dict[str, bool] | None:

@@ -28,7 +28,7 @@ def is_affordable(model: Path) -> bool:
 
 
 def token_log_probs(model: Path, sequences: Sequence[Continued]) -> list[list[float]]:
-    """log p(token_t | prompt, tokens before t) in nats of each sequence's own tokens, in float32."""
+    """log p(token_t | prompt, tokens before t) in nats of each sequence, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -65,5 +65,7 @@ def _cut_short(text: bytes) -> bool:
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data" and len(text) - error.start < CHARACTER_BYTES
+        return (
+            error.reason == "unexpected end of data" and len(text) - error.start < CHARACTER_BYTES
+        )
     return False

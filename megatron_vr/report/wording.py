@@ -59,9 +59,13 @@ def describe(settings: Settings) -> str:
         return "supervised: reference traces only"
     if settings.traces.sampler == "policy":
         how = settings.weights.normalise
-        even = "each question weighs the same" if how == "question" else "each rollout weighs the same"
+        even = (
+            "each question weighs the same" if how == "question" else "each rollout weighs the same"
+        )
         return f"rejection sampling: the policy's own accepted rollouts, {even}"
-    hint = "posterior traces" if settings.posterior.hint else "posterior traces sampled without hint"
+    hint = (
+        "posterior traces" if settings.posterior.hint else "posterior traces sampled without hint"
+    )
     ratio = {
         "geometric-mean": "",
         "sequence": ", full-sequence ratio",

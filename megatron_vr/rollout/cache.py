@@ -18,6 +18,7 @@ class RoomyLayer(DynamicLayer):
 
     MARGIN = 64
 
+    is_initialized: bool
     keys: Tensor
     values: Tensor
     _key_room: Tensor

@@ -78,7 +78,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The whole checkpoint of the most steps, if any."""
-        return (_whole(self.folder) or [None])[-1]
+        found = _whole(self.folder)
+        return found[-1] if found else None
 
     def save(self, step: int, state: TrainingState) -> Path:
         """Publish the checkpoint after `step` steps; on return it is durable on all ranks."""
@@ -160,9 +161,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
             )
 
 
-def _check_identity(
-    folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]
-) -> None:
+def _check_identity(folder: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     saved = manifest["training"]
     for key, value in identity.items():
         if saved.get(key) != value:
@@ -176,4 +175,3 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return (str(error).splitlines() or [""])[0]
-

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_vr.parallel.packing import CostModel, pack_batch
 from megatron_vr.training.batches import Draw
-from megatron_vr.training.micro_batch import PackShape, TokenTable, to_device
+from megatron_vr.training.micro_batch import Integers, PackShape, TokenTable, to_device
 from megatron_vr.training.update import Weighted
 
 
@@ -47,7 +47,7 @@ class Feed:
             device=next(model.parameters()).device,
         )
 
-    def packs(self, examples: Sequence[int], ranks: int, rank: int) -> list[list[int]]:
+    def packs(self, examples: Sequence[int] | Integers, ranks: int, rank: int) -> list[list[int]]:
         """The micro-batches of data-parallel rank `rank`, as sequences of the table."""
         places = self.table.places[np.asarray(examples, dtype=np.int64)].tolist()
         plan = pack_batch(places, ranks, self.budget, self.cost, self.multiple)

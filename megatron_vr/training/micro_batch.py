@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class PackShape:
         if self.context == 1:
             return np.arange(boundaries[-1])
         chosen = []
-        for start, end in zip(boundaries[:-1], boundaries[1:], strict=True):
+        for start, end in pairwise(boundaries):
             chunk = (end - start) // (2 * self.context)
             for number in (self.context_rank, 2 * self.context - 1 - self.context_rank):
                 chosen.append(np.arange(start + number * chunk, start + (number + 1) * chunk))
@@ -102,7 +103,7 @@ class TokenTable:
         return np.maximum(np.diff(self.offsets) - 1, 1)
 
     def micro_batch(
-        self, chosen: Sequence[int], shape: PackShape, device: torch.device
+        self, chosen: Sequence[int] | Integers, shape: PackShape, device: torch.device
     ) -> MicroBatch:
         """The pack of the sequences `chosen`; for none of them, one place without a target."""
         rows = np.asarray(chosen, dtype=np.int64)

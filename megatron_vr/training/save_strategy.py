@@ -21,7 +21,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 
 class InProcessSave(TorchDistSaveShardedStrategy):
@@ -35,9 +36,9 @@ class InProcessSave(TorchDistSaveShardedStrategy):
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
-        checkpoint.save(
+        save_state(
             mcore_to_pyt_state_dict(by_key, False),
-            storage_writer=checkpoint.FileSystemWriter(checkpoint_dir, sync_files=True),
+            storage_writer=FileSystemWriter(checkpoint_dir, sync_files=True),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
 

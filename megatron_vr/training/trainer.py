@@ -6,7 +6,8 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,10 +50,22 @@ def train(job: TrainJob, on_step: OnStep | None = None) -> Path:
     final = checkpoints.path(plan.steps)
     if newest == final:
         return final
-    try:
+    with _own_garbage():
         return _Training(job, checkpoints, newest).run(world, on_step)
+
+
+@contextmanager
+def _own_garbage() -> Iterator[None]:
+    """Collections inside look at what the training made only; it is freed on leaving.
+
+    Megatron collects garbage at every save, which takes long where much is imported. The wrapped
+    model and its gradient hooks refer to each other in circles.
+    """
+    gc.freeze()
+    try:
+        yield
     finally:
-        # The wrapped model and its gradient hooks refer to each other in circles.
+        gc.unfreeze()
         gc.collect()
 
 
@@ -100,9 +113,7 @@ class _Training:
         job.folder.mkdir(parents=True, exist_ok=True)
         sinks: list[Sink] = []
         if world.is_main:
-            sinks = open_sinks(
-                job.folder, self.done, job.name, job.tensorboard, job.wandb_project
-            )
+            sinks = open_sinks(job.folder, self.done, job.name, job.tensorboard, job.wandb_project)
         try:
             while self.done < self.plan.steps:
                 metrics = self._step()

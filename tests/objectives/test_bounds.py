@@ -78,7 +78,7 @@ def test_the_normalised_weights_give_the_gradient_of_iwae(size: int) -> None:
     assert_same(gradients(by_bound, model.theta), expected, "autograd through iwae()")
 
 
-@pytest.mark.parametrize("max_subsets", [1000, 1], ids=["all subsets", "one random subset"])
+@pytest.mark.parametrize("max_subsets", [256, 1], ids=["all subsets", "one random subset"])
 def test_the_curve_from_three_traces_is_unbiased_for_every_k(max_subsets: int) -> None:
     model = random_model(4)
     curve = iwae_curve(model.log_rho()[tuples(3)], max_subsets=max_subsets)
@@ -93,7 +93,7 @@ LOG_WEIGHTS = st.lists(st.one_of(st.floats(-1e4, 1e4), st.just(-INF)), min_size=
 
 
 @given(LOG_WEIGHTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_curve_rises_from_the_elbo_to_the_bound_of_all_traces(log_rho: Tensor) -> None:
     curve = iwae_curve(log_rho)[0]
     assert not curve.isnan().any()
@@ -107,10 +107,10 @@ def test_the_curve_rises_from_the_elbo_to_the_bound_of_all_traces(log_rho: Tenso
 def test_a_sampled_curve_depends_on_its_seed_alone_and_is_near_the_exact_one() -> None:
     log_rho = torch.randn(4, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = iwae_curve(log_rho)
-    sampled = iwae_curve(log_rho, max_subsets=200, seed=3)
-    assert torch.equal(sampled, iwae_curve(log_rho, max_subsets=200, seed=3))
-    assert not torch.equal(sampled, iwae_curve(log_rho, max_subsets=200, seed=4))
-    few = [k - 1 for k in range(1, 11) if math.comb(10, k) <= 200]
+    sampled = iwae_curve(log_rho, max_subsets=210, seed=3)
+    assert torch.equal(sampled, iwae_curve(log_rho, max_subsets=210, seed=3))
+    assert not torch.equal(sampled, iwae_curve(log_rho, max_subsets=210, seed=4))
+    few = [k - 1 for k in range(1, 11) if math.comb(10, k) <= 210]
     assert torch.equal(sampled[:, few], exact[:, few]), "sizes with few subsets are exact"
     torch.testing.assert_close(sampled, exact, rtol=0, atol=0.1)
 

@@ -30,7 +30,7 @@ TABLES = st.lists(
 
 
 @given(TABLES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_weights_are_the_softmax_within_each_question_and_zero_without_a_correct_trace(
     table: tuple[Tensor, Tensor],
 ) -> None:

@@ -176,7 +176,9 @@ def test_an_unnormalised_weight_beyond_float64_is_refused_and_one_below_it_is_no
 
     with pytest.raises(ValueError, match=r"log_rho\[0\] is 10000\.0; .*normalise by question"):
         weigh(0.0)
-    assert weigh(-2e4).has_weight.tolist() == [False]
+    vanished = weigh(-2e4)
+    assert vanished.weight.tolist() == vanished.ess.tolist() == [0.0]
+    assert vanished.has_weight.tolist() == [False]
 
 
 @pytest.mark.parametrize(

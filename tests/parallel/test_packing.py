@@ -45,9 +45,7 @@ def test_no_rank_has_more_micro_batches_than_tokens_and_first_fit_demand(
 
 @given(BATCHES, st.integers(1, 5))
 @settings(max_examples=50, deadline=None)
-def test_packing_is_a_function_of_its_arguments(
-    batch: tuple[int, list[int]], ranks: int
-) -> None:
+def test_packing_is_a_function_of_its_arguments(batch: tuple[int, list[int]], ranks: int) -> None:
     budget, lengths = batch
     assert pack_batch(lengths, ranks, budget) == pack_batch(list(lengths), ranks, budget)
 

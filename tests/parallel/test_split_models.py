@@ -51,8 +51,7 @@ CASES = [
 def sequences() -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(7)
     return [
-        [torch.randint(0, 131, (length,), generator=generator) for length in pack]
-        for pack in PACKS
+        [torch.randint(0, 131, (length,), generator=generator) for length in pack] for pack in PACKS
     ]
 
 

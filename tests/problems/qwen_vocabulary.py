@@ -1,9 +1,8 @@
-"""Qwen's real vocabulary of 151,643 byte-level tokens, as a tokenizer folder and as tiktoken."""
+"""Qwen's real vocabulary of 151,643 byte-level tokens, as a fast tokenizer and as tiktoken."""
 
 from __future__ import annotations
 
 import base64
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,16 +31,14 @@ def ranks() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
-def reference_encoding() -> tiktoken.Encoding:
+def reference_encoding(known: dict[bytes, int]) -> tiktoken.Encoding:
     """Another implementation of the same tokenizer."""
-    known = ranks()
     extra = {name: len(known) + i for i, name in enumerate((*SPECIAL, *ADDED))}
     return tiktoken.Encoding("qwen", pat_str=SPLIT, mergeable_ranks=known, special_tokens=extra)
 
 
-def write_tokenizer(folder: Path) -> None:
-    """A Hugging Face folder with the vocabulary, Qwen's splitting and its special tokens."""
-    known = ranks()
+def qwen_tokenizer(known: dict[bytes, int]) -> PreTrainedTokenizerFast:
+    """The vocabulary with Qwen's splitting, normalisation and (some of) its added tokens."""
     letters = byte_alphabet()
     text = {token: "".join(letters[byte] for byte in token) for token in known}
     # tiktoken joins any two neighbours whose concatenation is a token, lowest rank first.
@@ -62,6 +59,4 @@ def write_tokenizer(folder: Path) -> None:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
     backend.add_tokens([AddedToken(name, normalized=False) for name in ADDED])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
-    tokenizer.save_pretrained(folder)
-    (folder / "ready.json").write_text(json.dumps(len(tokenizer)))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")

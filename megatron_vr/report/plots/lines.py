@@ -19,6 +19,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     errors: Sequence[float] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, li
 
 def dress(axes: Axes, title: str, x: str, y: str) -> None:
     """Title, axis labels and quiet lines."""
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=9, fontweight="semibold")
+    axes.set_title(title, loc="left", fontsize=10, color=INK, pad=9, fontweight="bold")
     axes.set_xlabel(x, fontsize=9, color=MUTED)
     axes.set_ylabel(y, fontsize=9, color=MUTED)
     axes.tick_params(labelsize=8.5, colors=MUTED, length=0)

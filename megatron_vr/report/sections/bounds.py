@@ -140,7 +140,8 @@ def _sentence(sampler: Sampled, bounds: Bounds) -> str:
 def _caveats(samplers: Sequence[Sampled]) -> list[Block]:
     told = (
         "ρ takes the full sequence ratio here, whatever the weights use, and π(Y|x,z) is estimated "
-        "by the sampled answers. Leaving out questions makes the averages optimistic for the whole set."
+        "by the sampled answers. Leaving out questions makes the averages optimistic for the "
+        "whole set."
     )
     bent = [s.name for s in samplers if _bent(s)]
     blocks: list[Block] = [Words(told, "quiet")]

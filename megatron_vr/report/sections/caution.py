@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings, TrainSettings
 from megatron_vr.report.blocks import Box
-from megatron_vr.report.questions import Question
 from megatron_vr.report.results import CLOSE, Evaluated, Scope, difference
 from megatron_vr.report.run_folder import RunFolder
 from megatron_vr.report.wording import amount, listed, points
@@ -17,10 +16,9 @@ def caution(
     run: RunFolder,
     rows: Mapping[str, Evaluated],
     where: Sequence[Scope],
-    trained: Mapping[str, Question],
 ) -> Box:
     """A box of statements about what may be concluded."""
-    statements = [*_general(run), *_budget(run, trained), *_hint(run, rows, where)]
+    statements = [*_general(run), *_budget(run), *_hint(run, rows, where)]
     if run.settings.prompts.format == "toy":
         return Box("What this task shows, and what it does not", [*_toy(where), *statements])
     return Box("How to read these numbers", statements)
@@ -53,7 +51,7 @@ def _general(run: RunFolder) -> Iterator[str]:
     )
 
 
-def _budget(run: RunFolder, trained: Mapping[str, Question]) -> Iterator[str]:
+def _budget(run: RunFolder) -> Iterator[str]:
     """Whether rejection sampling had as many samples and an equally trained sampler."""
     main = run.settings
     if main.traces.sampler != "posterior":
@@ -63,10 +61,9 @@ def _budget(run: RunFolder, trained: Mapping[str, Question]) -> Iterator[str]:
             continue
         theirs = settings.rollouts.per_question
         ours, told = _ours(main)
-        same = (
-            "as many" if theirs == ours else f"{'more' if theirs > ours else 'fewer'} ({theirs})"
-        )
-        yield f"{arm} learns from {same} sampled answers per question: {told}. {_training(settings, main)}"
+        same = "as many" if theirs == ours else f"{'more' if theirs > ours else 'fewer'} ({theirs})"
+        trained = _training(settings, main)
+        yield f"{arm} learns from {same} sampled answers per question: {told}. {trained}"
 
 
 def _ours(main: Settings) -> tuple[int, str]:
@@ -74,7 +71,10 @@ def _ours(main: Settings) -> tuple[int, str]:
     if main.weights.estimator != "accuracy":
         return traces, f"variational takes {traces} traces"
     answers = main.answers.per_trace
-    return traces * answers, f"variational takes {traces} traces × {answers} answers = {traces * answers}"
+    return (
+        traces * answers,
+        f"variational takes {traces} traces × {answers} answers = {traces * answers}",
+    )
 
 
 def _training(theirs: Settings, main: Settings) -> str:
@@ -91,9 +91,7 @@ def _length(train: TrainSettings) -> str:
     return amount(train.steps, "step") if train.steps is not None else f"{train.epochs:g} epochs"
 
 
-def _hint(
-    run: RunFolder, rows: Mapping[str, Evaluated], where: Sequence[Scope]
-) -> Iterator[str]:
+def _hint(run: RunFolder, rows: Mapping[str, Evaluated], where: Sequence[Scope]) -> Iterator[str]:
     """What the hint does for the policy, as far as a row without it tells."""
     if run.settings.traces.sampler != "posterior" or not run.settings.posterior.hint:
         return

@@ -40,7 +40,9 @@ def posterior_section(
             continue
         blocks += _iteration(run, t, known, asked)
         if waiting:
-            blocks.append(Missing(f"No answers were sampled after the traces of: {listed(waiting)}."))
+            blocks.append(
+                Missing(f"No answers were sampled after the traces of: {listed(waiting)}.")
+            )
     return Section("posterior", "Posterior", blocks)
 
 
@@ -76,9 +78,7 @@ def _iteration(
     where = training_scopes(asked)
     measured = {sampler.name: first_traces(sampler, k) for sampler in samplers}
     heads = [(f"{s.name} ({len(s.ids):,})", METRICS) for s in where]
-    lines = [
-        Line(s.name, _cells(measured[s.name], where), s.colour, _about(s)) for s in samplers
-    ]
+    lines = [Line(s.name, _cells(measured[s.name], where), s.colour, _about(s)) for s in samplers]
     caption = (
         f"Training questions. Coverage: the share with at least one accepted among the first {k} "
         "traces, by the first answer after each. Accuracy: the share of those traces accepted. "
@@ -116,7 +116,11 @@ def _sentence(
     text = f"Training questions with a correct trace among {k}: {listed(told)}."
     hinted = next((s.name for s in samplers if s.hinted), None)
     for other in (s.name for s in samplers if not s.hinted):
-        gap = difference(measured[hinted], measured[other], "coverage", everything) if hinted else None
+        gap = (
+            difference(measured[hinted], measured[other], "coverage", everything)
+            if hinted
+            else None
+        )
         if gap:
             text += f" With the hint against the {other}: {points(gap)}."
     return text
@@ -141,9 +145,13 @@ def _picture(
         for sampler in samplers:
             found = [score(measured[sampler.name], metric, scope) for scope in where]
             values = [s.value if s else None for s in found]
-            series.append(Bars(sampler.name, sampler.colour, values, [s.error if s else 0 for s in found]))
+            series.append(
+                Bars(sampler.name, sampler.colour, values, [s.error if s else 0 for s in found])
+            )
         groups = [scope.name for scope in where]
-        panels.append(BarPanel(says[metric], groups, series, "training questions", f"share ({metric})"))
+        panels.append(
+            BarPanel(says[metric], groups, series, "training questions", f"share ({metric})")
+        )
     return Picture(
         picture_name("posterior", t, len(run.iterations)),
         grouped_bars(panels),
@@ -154,7 +162,9 @@ def _picture(
 def _unequal(samplers: Sequence[Sampled]) -> list[Block]:
     """A warning where samplers differ in more than the hint."""
     told = []
-    heat = {(s.settings.rollouts if s.of_policy else s.settings.traces).temperature for s in samplers}
+    heat = {
+        (s.settings.rollouts if s.of_policy else s.settings.traces).temperature for s in samplers
+    }
     if len(heat) > 1:
         told.append("temperatures differ")
     lengths = {

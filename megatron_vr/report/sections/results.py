@@ -13,13 +13,11 @@ from megatron_vr.report.plots.lines import LinePanel, line_panels
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.questions import Question
 from megatron_vr.report.results import (
-    ALL,
     CLOSE,
     Evaluated,
     Scope,
     difference,
     marks,
-    mean,
     scopes,
     score,
 )
@@ -41,9 +39,8 @@ def results_section(
     run: RunFolder,
     rows: Mapping[str, Evaluated],
     asked: Mapping[str, Question],
-    trained: Mapping[str, Question],
 ) -> Section:
-    """`rows` are the evaluations there are, `asked` the held-out questions, `trained` the others."""
+    """`rows` are the evaluations there are, `asked` the held-out questions."""
     where = scopes({question.id: question.band for question in asked.values()})
     blocks: list[Block] = []
     if rows:
@@ -56,7 +53,7 @@ def results_section(
         blocks += _over_iterations(run, where[0])
     else:
         blocks.append(Missing("No row has been evaluated yet, so there is no table of results."))
-    blocks.append(caution(run, rows, where, trained))
+    blocks.append(caution(run, rows, where))
     return Section("results", "Results", blocks)
 
 
@@ -67,7 +64,10 @@ def sentence(rows: Mapping[str, Evaluated], everything: Scope) -> str:
     main = known.get(MAIN_ARM)
     if main is None:
         return f"Only {listed(list(known))} has been evaluated so far."
-    told = f"On {amount(main.count, 'held-out question')}, {percent(main.value)} of variational's samples are right"
+    told = (
+        f"On {amount(main.count, 'held-out question')}, {percent(main.value)} of variational's "
+        "samples are right"
+    )
     if "start" in known:
         told += f", {percent(known['start'].value)} of the start's"
     rivals = {name: found for name, found in known.items() if name not in (MAIN_ARM, "start")}
@@ -77,7 +77,9 @@ def sentence(rows: Mapping[str, Evaluated], everything: Scope) -> str:
     gap = difference(rows[MAIN_ARM], rows[best], "accuracy", everything)
     if gap is None:
         return f"{told}."
-    rest = f"and {percent(rivals[best].value)} of {best}'s, the best of the other rows: {points(gap)}"
+    rest = (
+        f"and {percent(rivals[best].value)} of {best}'s, the best of the other rows: {points(gap)}"
+    )
     if abs(gap.value) <= CLOSE * gap.error:
         rest += ", which these questions do not tell from zero"
     return f"{told}, {rest}."
@@ -107,11 +109,14 @@ def _table(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) ->
                     else Cell("–")
                 )
         about = (
-            f"{policy_name(0)}: before any iteration" if name == "start" else describe(run.arms[name])
+            f"{policy_name(0)}: before any iteration"
+            if name == "start"
+            else describe(run.arms[name])
         )
         lines.append(Line(name, cells, colours[name], about))
     heads = [
-        (f"{scope.name} ({len(scope.ids):,})", [metric_title(m) for m in metrics]) for scope in where
+        (f"{scope.name} ({len(scope.ids):,})", [metric_title(m) for m in metrics])
+        for scope in where
     ]
     return Table(
         heads,

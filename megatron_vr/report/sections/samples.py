@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from megatron_vr.problems.prompts import PromptFormat, load_format
 from megatron_vr.problems.tokenizer import load_tokenizer
-from megatron_vr.report.blocks import Block, Missing, Section, Token, TraceCard, Words
+from megatron_vr.report.blocks import SHADES, Block, Missing, Section, Token, TraceCard, Words
 from megatron_vr.report.questions import Question
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.sampled import Sampled, made_from
@@ -28,7 +28,6 @@ from megatron_vr.traces.tables import SCORES, TRACES, WEIGHTS
 
 FULL_TINT = 3.0  # nats of log π − log q at which the colour is deepest
 TIPS_UP_TO = 600  # tokens; in longer traces, neighbours of like colour share an element
-SHADES = 4
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,14 @@ def samples_section(
     ratios, note = _token_ratios(run, sampler, shown, asked)
     codec = _codec(run, sampler)
     cards: list[Block] = [
-        _card(one, asked[one.trace["problem_id"]], sampler, ratios.get(one.trace["trace_id"]), codec)
+        _card(
+            one, asked[one.trace["problem_id"]], sampler, ratios.get(one.trace["trace_id"]), codec
+        )
         for one in shown
     ]
     intro = (
-        f"Traces of the {sampler.name}: of a few questions of each band, the trace that weighs most "
-        "and the one that weighs least."
+        f"Traces of the {sampler.name}: of a few questions of each band, the trace that weighs "
+        "most and the one that weighs least."
     )
     return Section("samples", "Samples", [Words(intro), note, *cards])
 

@@ -41,7 +41,9 @@ def traces_section(run: RunFolder, sampled: Mapping[int, Sequence[Sampled]]) -> 
         if known:
             blocks.append(_leaks(known))
         else:
-            blocks.append(Missing(iteration_title("No traces are sampled yet.", t, len(run.iterations))))
+            blocks.append(
+                Missing(iteration_title("No traces are sampled yet.", t, len(run.iterations)))
+            )
     return Section("traces", "Traces", blocks)
 
 
@@ -51,7 +53,9 @@ def _lengths(run: RunFolder, t: int, known: Sequence[Sampled]) -> list[Block]:
     if known:
         series = [Spread(s.name, s.colour, s.lengths.astype(float)) for s in known]
         title = f"Traces: median {np.median(known[0].lengths):.0f} tokens ({known[0].name})"
-        panels.append(SpreadPanel(title, series, "trace length (tokens)", "% of traces", whole=True))
+        panels.append(
+            SpreadPanel(title, series, "trace length (tokens)", "% of traces", whole=True)
+        )
     evaluated = [
         (f"{arm} (evaluation)", colours[arm], run.find("evaluate", arm, t)) for arm in run.arms
     ]
@@ -59,7 +63,9 @@ def _lengths(run: RunFolder, t: int, known: Sequence[Sampled]) -> list[Block]:
     if series:
         after = policy_name(t)
         title = f"Held-out questions: median {np.median(series[0].values):.0f} tokens ({after})"
-        panels.append(SpreadPanel(title, series, "trace length (tokens)", "% of outputs", whole=True))
+        panels.append(
+            SpreadPanel(title, series, "trace length (tokens)", "% of outputs", whole=True)
+        )
     if not panels:
         return []
     alt = "Distribution of trace lengths by sampler, and of each row on held-out questions"
@@ -88,7 +94,9 @@ def _losses(run: RunFolder, known: Sequence[Sampled]) -> Table:
         ("weighed, not learned", ["question without correct trace", "weight zero", "not the best"]),
         ("", ["learned"]),
     ]
-    caption = "Shares of the traces sampled. Over-long traces are counted as such even if unfinished."
+    caption = (
+        "Shares of the traces sampled. Over-long traces are counted as such even if unfinished."
+    )
     return Table(heads, lines, caption, "sampler")
 
 
@@ -170,12 +178,9 @@ def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
 
 def _leaks(known: Sequence[Sampled]) -> Table:
     """A simple count: how often the answer's text stands at the very beginning of a trace."""
-    lines = [
-        Line(s.name, [Cell(percent(float(s.early_answer.mean())))], s.colour) for s in known
-    ]
+    lines = [Line(s.name, [Cell(percent(float(s.early_answer.mean())))], s.colour) for s in known]
     caption = (
         "Traces whose first tenth contains the reference answer's text. Short answers occur by "
         "chance: only a share clearly above that of a sampler without hint speaks for a leak."
     )
     return Table([("leak check", ["answer stated early"])], lines, caption, "sampler")
-

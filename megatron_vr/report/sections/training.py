@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from megatron_vr.report.blocks import Block, Folded, Missing, Picture, Section, Words
 from megatron_vr.report.plots.lines import Line, LinePanel, line_panels
-from megatron_vr.report.plots.style import row_colours
+from megatron_vr.report.plots.style import START, row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.wording import listed, picture_name
-from megatron_vr.training.metrics import StepMetrics
 
-AXES = {
-    "loss": "weighted loss (nats per expected target token)",
-    "grad_norm": "gradient norm (before clipping)",
-    "learning_rate": "learning rate",
-    "tokens_per_second": "tokens per second",
-    "effective_sample_size": "effective sample size (examples per batch)",
-    "seconds": "seconds per step",
+LOSS = "weighted loss (nats per expected target token)"
+OTHERS = {
+    "grad_norm": ("Gradient norm", "before clipping"),
+    "effective_sample_size": ("Effective sample size", "examples per batch"),
+    "tokens_per_second": ("Speed", "tokens per second"),
+    "learning_rate": ("Learning rate", "learning rate"),
 }
 KINDS = {"sft": "π₀", "posterior": "posterior q", "train": "θ-step"}
 
@@ -28,22 +26,23 @@ class Curve:
     """One training and the lines of its metrics."""
 
     stage: Stage
+    colour: str
     rows: Sequence[Mapping[str, float]]
 
-    def line(self, name: str, colour: str, metric: str) -> Line:
+    def line(self, metric: str, name: str) -> Line:
         """One metric over steps."""
         known = [row for row in self.rows if metric in row]
-        return Line(name, colour, [r["step"] for r in known], [r[metric] for r in known])
+        steps, values = [row["step"] for row in known], [row[metric] for row in known]
+        return Line(name, self.colour, steps, values, dashed=self.stage.label == "posterior")
 
 
 def training_section(run: RunFolder) -> Section:
     """The loss in sight, the other metrics folded away."""
     blocks: list[Block] = []
-    first = _curves(run, "sft", 0)
     several = len(run.iterations) > 1
     for t in run.iterations:
         kinds = {
-            "sft": first if t == 1 else [],
+            "sft": _curves(run, "sft", 0) if t == 1 else [],
             "posterior": _curves(run, "posterior", t),
             "train": _curves(run, "train", t),
         }
@@ -53,12 +52,8 @@ def training_section(run: RunFolder) -> Section:
         if not drawn:
             blocks.append(Missing("No training has written metrics yet."))
             continue
-        pictures = {
-            metric: _picture(run, drawn, metric, t) for metric in _metrics(drawn) if metric in AXES
-        }
-        if "loss" in pictures:
-            blocks.append(pictures.pop("loss"))
-        blocks.append(Folded(listed([name.replace("_", " ") for name in pictures]), list(pictures.values())))
+        blocks.append(_losses(run, drawn, t))
+        blocks.append(Folded("gradient norm, sample size, speed", [_others(run, drawn, t)]))
         waiting = [KINDS[kind] for kind in kinds if kind not in drawn and (kind != "sft" or t == 1)]
         if waiting:
             blocks.append(Missing(f"Not trained yet: {listed(waiting)}."))
@@ -67,8 +62,9 @@ def training_section(run: RunFolder) -> Section:
 
 def _curves(run: RunFolder, label: str, iteration: int) -> list[Curve]:
     """Trainings that have metrics, done or under way; each row's own."""
+    colours = row_colours(run.rows)
     found = [
-        Curve(stage, stage.metrics())
+        Curve(stage, START if label == "sft" else colours[arm], stage.metrics())
         for arm in run.arms
         for stage in run.stages.values()
         if (stage.label, stage.iteration, stage.arm) == (label, iteration, arm)
@@ -76,30 +72,37 @@ def _curves(run: RunFolder, label: str, iteration: int) -> list[Curve]:
     return [curve for curve in found if curve.rows]
 
 
-def _metrics(drawn: Mapping[str, Sequence[Curve]]) -> list[str]:
-    """The metrics that any of the trainings wrote, in the order of StepMetrics."""
-    there = {name for curves in drawn.values() for curve in curves for name in curve.rows[-1]}
-    return [field.name for field in fields(StepMetrics) if field.name in there - {"step"}]
-
-
-def _picture(
-    run: RunFolder, drawn: Mapping[str, Sequence[Curve]], metric: str, t: int
-) -> Picture:
-    colours = row_colours(run.rows)
+def _losses(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Picture:
+    """A panel for each kind of training, for their losses do not compare."""
     panels = []
     for kind, curves in drawn.items():
+        lines = [curve.line("loss", curve.stage.arm) for curve in curves]
+        title = KINDS[kind]
+        if len(lines) == 1 and len(lines[0].y) > 1:
+            title += f": loss {lines[0].y[0]:.2f} → {lines[0].y[-1]:.2f}"
+        panels.append(LinePanel(title, lines, "step", LOSS if not panels else ""))
+    name = picture_name("loss", t, len(run.iterations))
+    return Picture(name, line_panels(panels), f"Loss over the steps of {listed(_titles(drawn))}")
+
+
+def _others(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Picture:
+    """A panel for each other metric, all trainings in it."""
+    panels = []
+    for metric, (title, unit) in OTHERS.items():
         lines = [
-            curve.line(curve.stage.arm, colours[curve.stage.arm], metric) for curve in curves
+            curve.line(metric, _name(kind, curve.stage.arm))
+            for kind, curves in drawn.items()
+            for curve in curves
         ]
-        panels.append(LinePanel(_title(kind, metric, lines), lines, "step", AXES[metric]))
-    png = line_panels(panels)
-    name = picture_name(metric.replace("_", "-"), t, len(run.iterations))
-    return Picture(name, png, f"{AXES[metric]} over the steps of {listed([KINDS[k] for k in drawn])}")
+        panels.append(LinePanel(title, lines, "step", unit))
+    name = picture_name("training", t, len(run.iterations))
+    alt = f"Gradient norm, sample size, speed and learning rate of {listed(_titles(drawn))}"
+    return Picture(name, line_panels(panels), alt)
 
 
-def _title(kind: str, metric: str, lines: Sequence[Line]) -> str:
-    """For a loss of one line, from where to where it went; else what the panel holds."""
-    if metric == "loss" and len(lines) == 1 and len(lines[0].y) > 1:
-        return f"{KINDS[kind]}: loss {lines[0].y[0]:.2f} → {lines[0].y[-1]:.2f}"
-    return KINDS[kind]
+def _name(kind: str, arm: str) -> str:
+    return {"sft": KINDS["sft"], "posterior": f"q of {arm}"}.get(kind, arm)
 
+
+def _titles(drawn: Mapping[str, Sequence[Curve]]) -> list[str]:
+    return [KINDS[kind] for kind in drawn]

@@ -93,12 +93,16 @@ def _picture(run: RunFolder, t: int, weighed: Sequence[Weighed]) -> Picture:
         zero = ", ".join(f"{100 * np.mean(w.weights == 0):.0f}%" for w in weighed[: len(rho)])
         title = f"Weights above zero (zero: {zero})" if len(rho) == 1 else "Weights above zero"
         panels.append(
-            SpreadPanel(title, rho, "ρ̃, a trace's share of its question", "% of traces with ρ̃ > 0", 0, 1)
+            SpreadPanel(
+                title, rho, "ρ̃, a trace's share of its question", "% of traces with ρ̃ > 0", 0, 1
+            )
         )
     if ess and weighed[0].ess.size:
         title = f"Half of the questions rest on ≥ {np.median(weighed[0].ess):.1f} traces"
         panels.append(
-            SpreadPanel(title, ess, "effective sample size (traces)", "% of questions with weights", 1)
+            SpreadPanel(
+                title, ess, "effective sample size (traces)", "% of questions with weights", 1
+            )
         )
     return Picture(
         picture_name("weights", t, len(run.iterations)),

@@ -1,0 +1,72 @@
+"""Which function judges which kind of problem."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from megatron_vr.errors import DataError
+from megatron_vr.problems.nearest import suggestion
+
+# (parameters of the problem, reference answer y', answer text) → accepted, or accepted and why.
+Verifier = Callable[[Mapping[str, Any], str, str], "bool | tuple[bool, str]"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a verifier is, and whether it is quick and safe enough to run in this process."""
+
+    path: str
+    in_process: bool
+
+
+BUILT_IN = {
+    "toy-grid": Place("megatron_vr.grading.toy_grid:judge", in_process=True),
+    "choice": Place("megatron_vr.grading.choice:judge", in_process=True),
+    "math": Place("megatron_vr.grading.mathematics:judge", in_process=False),
+    "reasoning-gym": Place("megatron_vr.grading.gym:judge", in_process=False),
+}
+
+
+def place_of(kind: str) -> Place:
+    """The verifier of problems of `kind`: built in, or the user's own `package.module:function`.
+
+    Raises DataError for an unknown kind and for "code", which is not supported yet.
+    """
+    if kind in BUILT_IN:
+        return BUILT_IN[kind]
+    if kind == "code":
+        raise DataError(
+            "problems of kind 'code' are not yet supported: running generated programs needs a "
+            "sandbox; leave them out, or name a verifier of your own as package.module:function"
+        )
+    if ":" not in kind:
+        raise DataError(
+            f"no verifier for problems of kind {kind!r}: {suggestion(kind, BUILT_IN)} A verifier "
+            "of your own is named package.module:function"
+        )
+    return Place(kind, in_process=False)
+
+
+@cache
+def load_verifier(path: str) -> Verifier:
+    """Import the function at `package.module:function`. Raises DataError when there is none."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise DataError(
+            f"verifier {path!r}: importing {module_name!r} failed ({error}); install the missing "
+            "package or correct the problems' kind"
+        ) from error
+    verifier = getattr(module, name, None)
+    if not callable(verifier):
+        raise DataError(
+            f"verifier {path!r}: module {module_name!r} has no function {name!r}; "
+            "correct the problems' kind"
+        )
+    found: Verifier = verifier
+    return found

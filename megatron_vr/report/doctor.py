@@ -1,0 +1,160 @@
+"""What is installed here, what it is for, and what goes without it."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part; `found` is its version and what is known of it, None where it is missing."""
+
+    name: str
+    found: str | None
+    needed_for: str
+    without_it: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A package by its distribution names, the first installed of which counts."""
+
+    name: str
+    distributions: tuple[str, ...]
+    needed_for: str
+    without_it: str
+
+
+NOTHING_RUNS = "nothing runs"
+OWN_ENVIRONMENT = "it pins its own torch, so give it a virtual environment of its own"
+
+PARTS = (
+    Part("megatron-core", ("megatron-core",), "models, training, scoring", NOTHING_RUNS),
+    Part("transformers", ("transformers",), "tokenizers, Hugging Face folders", NOTHING_RUNS),
+    Part(
+        "transformer-engine",
+        ("transformer-engine-torch", "transformer-engine"),
+        "fused layers on NVIDIA GPUs (model.spec: te), FP8, context parallelism",
+        "model.spec: plain: PyTorch layers on any device, slower on GPUs",
+    ),
+    Part(
+        "flash-attn",
+        ("flash-attn", "flash-attn-3"),
+        "attention kernels of Transformer Engine on long traces",
+        "Transformer Engine falls back to cuDNN's attention",
+    ),
+    Part(
+        "vllm",
+        ("vllm",),
+        "rollout servers on GPUs",
+        f"the embedded engine samples; {OWN_ENVIRONMENT}",
+    ),
+    Part(
+        "sglang",
+        ("sglang",),
+        "rollout servers on GPUs",
+        f"the embedded engine samples; {OWN_ENVIRONMENT}",
+    ),
+    Part("nvidia-modelopt", ("nvidia-modelopt",), "FP8 release checkpoints", "no quantised export"),
+    Part("wandb", ("wandb",), "metrics on Weights & Biases (report.wandb_project)", "files only"),
+    Part(
+        "tensorboard",
+        ("tensorboard",),
+        "event files of every training (report.tensorboard)",
+        "set report.tensorboard=false; metrics.jsonl and the report remain",
+    ),
+    Part(
+        "math-verify", ("math-verify",), "judging mathematical answers", "no problems of kind math"
+    ),
+    Part(
+        "reasoning-gym",
+        ("reasoning-gym",),
+        "generated puzzles with verifiers (problems of kind reasoning-gym)",
+        "the other sources of problems remain",
+    ),
+)
+
+
+def examine() -> list[Finding]:
+    """Every part that the package can use, installed or not; imports only torch."""
+    findings = [
+        Finding("python", platform.python_version(), "everything", NOTHING_RUNS),
+        Finding("torch", version("torch"), "everything", NOTHING_RUNS),
+        Finding("GPUs", _gpus(), "models beyond a toy's size", "all of it runs on the CPU, slowly"),
+    ]
+    for part in PARTS:
+        findings.append(Finding(part.name, _first(part), part.needed_for, part.without_it))
+        if part.name == "transformer-engine":
+            findings.append(_apex())
+    return findings
+
+
+def print_findings(findings: list[Finding], console: Console | None = None) -> None:
+    """A table of what is there and what is not."""
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("part", no_wrap=True)
+    table.add_column("found")
+    table.add_column("is for")
+    table.add_column("without it")
+    for finding in findings:
+        found = f"[green]{finding.found}[/]" if finding.found else "[yellow]missing[/]"
+        table.add_row(finding.name, found, finding.needed_for, finding.without_it)
+    (console or Console()).print(table)
+
+
+def version(distribution: str) -> str | None:
+    """The installed version, without importing anything."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def apex_kind(folder: Path | None) -> str | None:
+    """Whose package named `apex` lies in `folder`: NVIDIA's kernels or PyPI's web toolkit."""
+    if folder is None:
+        return None
+    ours = any((folder / name).is_dir() for name in ("multi_tensor_apply", "normalization"))
+    return "NVIDIA's" if ours else "another project of that name"
+
+
+def _first(part: Part) -> str | None:
+    found = [(name, version(name)) for name in part.distributions]
+    installed = [(name, there) for name, there in found if there is not None]
+    if not installed:
+        return None
+    name, there = installed[0]
+    if part.name == "transformer-engine" and name == "transformer-engine":
+        return f"{there}, without its PyTorch part"
+    return there
+
+
+def _apex() -> Finding:
+    spec = importlib.util.find_spec("apex")
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    kind = apex_kind(Path(places[0])) if places else None
+    kernels = importlib.util.find_spec("amp_C") is not None
+    found = {"NVIDIA's": "NVIDIA's, with kernels" if kernels else "NVIDIA's, without its kernels"}
+    without = "Transformer Engine's or PyTorch's optimizer and norms are used; nothing is lost"
+    if kind is not None and kind not in found:
+        without += "; the installed `apex` is PyPI's other project, which is not used: uninstall it"
+    return Finding("apex", found.get(kind or ""), "fused optimizer and norms", without)
+
+
+def _gpus() -> str | None:
+    """Names of the devices torch can use, and the CUDA it was built for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    counted = {name: names.count(name) for name in dict.fromkeys(names)}
+    told = ", ".join(f"{count} × {name}" for name, count in counted.items())
+    return f"{told} (CUDA {torch.version.cuda})"
