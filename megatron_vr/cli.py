@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,4 +148,7 @@ def main() -> None:
     from megatron_vr.parallel.launch import end_with_parent
 
     end_with_parent()
+    # Megatron warns at every import that Transformer Engine and apex are absent: `doctor` says so.
+    warnings.filterwarnings("ignore", module=r"megatron\.core")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     app()

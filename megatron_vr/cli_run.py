@@ -31,11 +31,11 @@ def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: 
     """One run, its results table and its report."""
     prepared = prepare(load_settings(config, overrides), start_over=start_over)
     if is_launched():
-        _work(prepared, list(prepared.plan.nodes), start_over)
+        _work(prepared, _after_problems(prepared), start_over)
         return
     read_problems(prepared, start_over=start_over)
     arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
-    _work_or_launch(prepared, list(prepared.plan.nodes), arguments, start_over)
+    _work_or_launch(prepared, _after_problems(prepared), arguments, start_over)
     results = collect_results(prepared)
     page = _report(prepared.settings.run.folder)
     if as_json:
@@ -82,6 +82,10 @@ def run_stage(
     flags = ["--start-over"] if start_over else []
     arguments = [stage, str(config), *overrides, *options, *flags]
     _work_or_launch(prepared, nodes, arguments, start_over)
+
+
+def _after_problems(prepared: Prepared) -> list[Node]:
+    return [node for node in prepared.plan.nodes if node.stage != "problems"]
 
 
 def _bases(prepared: Prepared) -> list[Node]:

@@ -35,6 +35,7 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
     yield from _context_faults(s)
+    yield from _warmup_faults(s)
 
 
 def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
@@ -49,6 +50,17 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
     if p.context > 1 and s.model.spec == "plain":
         yield f"parallel.context is {p.context}, which model.spec: plain does not have; use te or 1"
+
+
+def _warmup_faults(s: Settings) -> Iterator[str]:
+    trainings = {"policy": s.policy, "posterior.train": s.posterior.train, "train": s.train}
+    for name, training in trainings.items():
+        warmup = training.optimizer.warmup_steps
+        if training.steps is not None and warmup >= training.steps:
+            yield (
+                f"{name}.optimizer.warmup_steps is {warmup}, but {name}.steps is "
+                f"{training.steps}; warm up for fewer steps or train for more"
+            )
 
 
 def _context_faults(s: Settings) -> Iterator[str]:

@@ -39,6 +39,7 @@ class RandomModel(Frozen):
     head_dim: Count = 32
     ffn_hidden_size: Count = 544
     max_positions: Count = 96
+    tied: bool = Field(True, description="one matrix for embedding and output")
 
 
 class ModelSettings(Frozen):

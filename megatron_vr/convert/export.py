@@ -92,7 +92,7 @@ def _hf_tensors(
 def _parameter(checkpoint: TensorCheckpoint, weight: Weight, layer: int | None) -> Tensor:
     if layer is None:
         return checkpoint.whole(weight.megatron)
-    if weight.megatron in checkpoint.keys():
+    if weight.megatron in checkpoint:
         return checkpoint.row(weight.megatron, layer)
     # Megatron can also store each layer under a key of its own.
     return checkpoint.whole(weight.megatron.replace("layers.", f"layers.{layer}.", 1))

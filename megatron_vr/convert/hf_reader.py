@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder: safetensors, memory-mapped, checked before they are used."""
+"""The weights of a Hugging Face folder: safetensors, memory-mapped, checked before use."""
 
 from __future__ import annotations
 

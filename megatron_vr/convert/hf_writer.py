@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_vr.convert.hf_reader import INDEX, SINGLE
 from megatron_vr.errors import CheckpointError
+from megatron_vr.traces.durable import publish_folder
 
 SHARD_BYTES = 5 * 1024**3
 
@@ -55,7 +56,7 @@ def new_folder(destination: str | Path) -> Iterator[Path]:
         yield temporary
         if final.exists():
             final.rmdir()
-        os.replace(temporary, final)
+        publish_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ _DEFAULTS: dict[str, Any] = {"rope_theta": 10_000.0, "norm_eps": 1e-6, "tied": F
 
 
 def write_random_model(
-    architecture_fields: Mapping[str, Any],
+    architecture_fields: Mapping[str, Any] | Iterable[tuple[str, Any]],
     tokenizer: str | Path | Any,
     folder: str | Path,
     seed: int,
@@ -54,10 +54,11 @@ def write_random_model(
     import torch
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    _check_fields(architecture_fields)
-    fields = _DEFAULTS | dict(architecture_fields)
+    given = dict(architecture_fields)
+    _check_fields(given)
+    fields = _DEFAULTS | given
     from_folder = isinstance(tokenizer, (str, Path))
-    loaded = AutoTokenizer.from_pretrained(str(tokenizer)) if from_folder else tokenizer
+    loaded: Any = AutoTokenizer.from_pretrained(str(tokenizer)) if from_folder else tokenizer
     fields.setdefault("vocab_size", len(loaded))
     if fields["vocab_size"] < len(loaded):
         raise SettingsError(

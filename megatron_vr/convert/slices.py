@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -38,6 +38,9 @@ class TensorCheckpoint:
             for key, stored in metadata.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata)
         }
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
 
     def keys(self) -> set[str]:
         """The keys of all tensors, those of the optimizer among them."""

@@ -183,7 +183,6 @@ def _check_full_attention(config: Mapping[str, Any], layers: int, where: str) ->
     if kinds is not None and any(kind != "full_attention" for kind in kinds):
         _refuse(where, "layer_types", sorted(set(kinds)))
     # Qwen slides only in the layers from max_window_layers on.
-    first_sliding = config.get("max_window_layers", 0)
-    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
-        if kinds is None and first_sliding < layers:
-            _refuse(where, "sliding_window", config["sliding_window"])
+    slides = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    if slides and kinds is None and config.get("max_window_layers", 0) < layers:
+        _refuse(where, "sliding_window", config["sliding_window"])

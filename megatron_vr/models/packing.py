@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -59,7 +60,7 @@ class PackPlan:
 @lru_cache(maxsize=16)
 def plan_pack(boundaries: tuple[int, ...], device: torch.device) -> PackPlan:
     """The plan of a pack whose sequences lie between consecutive `boundaries` (from 0)."""
-    lengths = [end - start for start, end in zip(boundaries, boundaries[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(boundaries)]
     batches = []
     for group in group_by_length(lengths):
         starts = torch.tensor([boundaries[index] for index in group], device=device)

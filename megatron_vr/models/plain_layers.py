@@ -27,7 +27,7 @@ class RMSNorm(torch.nn.RMSNorm):
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device)
         # finalize_model_grads looks for this mark: each rank saw its share of the tokens only.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[assignment]
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class PlainAttention(MegatronModule):

@@ -126,6 +126,7 @@ def join_world(timeout_minutes: float) -> None:
     """
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
 
     if dist.is_initialized():
         return
@@ -137,9 +138,7 @@ def join_world(timeout_minutes: float) -> None:
     else:
         backend = "gloo"
     if world_size == 1:
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:

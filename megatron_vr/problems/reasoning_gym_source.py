@@ -14,7 +14,8 @@ from megatron_vr.problems.source_settings import ReasoningGymSource
 
 KIND = "reasoning-gym"
 
-# Easy tasks repeat questions: so many are drawn for each one that is wanted, at most.
+# Easy tasks repeat questions: so many are drawn for each one that is wanted, at most. In several
+# small data sets, because some tasks make all their puzzles at once.
 DRAWS_PER_QUESTION = 20
 
 
@@ -34,25 +35,28 @@ def reasoning_gym_problems(source: ReasoningGymSource) -> list[Problem]:
 
 def _distinct(task: str, source: ReasoningGymSource, seen: set[str]) -> Iterator[Problem]:
     """Problems of `task` whose question is not yet in `seen`."""
-    size = source.count * DRAWS_PER_QUESTION
-    dataset = _dataset(task, source, size)
+    size = -(-source.count // len(source.tasks))
     given = 0
-    for index in range(size):
-        problem = _problem(task, dataset[index])
-        if problem.question in seen:
-            continue
-        if given == 0:
-            _check_judged(dataset, problem)
-        seen.add(problem.question)
-        given += 1
-        yield problem
+    for draw in range(DRAWS_PER_QUESTION):
+        # Entry i has seed + i, so that this goes on where the last data set ended.
+        dataset = _dataset(task, source, source.seed + draw * size, size)
+        for index in range(size):
+            problem = _problem(task, dataset[index])
+            if problem.question in seen:
+                continue
+            if given == 0:
+                _check_judged(dataset, problem)
+            seen.add(problem.question)
+            given += 1
+            yield problem
     raise DataError(
-        f"reasoning-gym task {task!r} gave only {given} distinct questions in {size} draws; "
-        "lower `count` or make the task harder with `parameters`"
+        f"reasoning-gym task {task!r} gave only {given} distinct questions in "
+        f"{size * DRAWS_PER_QUESTION} draws; lower `count` or make the task harder with "
+        "`parameters`"
     )
 
 
-def _dataset(task: str, source: ReasoningGymSource, size: int) -> Any:
+def _dataset(task: str, source: ReasoningGymSource, seed: int, size: int) -> Any:
     try:
         from reasoning_gym.factory import DATASETS, create_dataset
     except ImportError:
@@ -71,7 +75,7 @@ def _dataset(task: str, source: ReasoningGymSource, size: int) -> Any:
                 f"reasoning-gym task {task!r} has no parameter {name!r}; {suggestion(name, fields)}"
             )
     try:
-        return create_dataset(task, seed=source.seed, size=size, **source.parameters)
+        return create_dataset(task, seed=seed, size=size, **source.parameters)
     except (AssertionError, TypeError, ValueError) as error:
         raise SettingsError(
             f"reasoning-gym task {task!r} refuses parameters {source.parameters}: {error}"

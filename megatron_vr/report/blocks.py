@@ -62,6 +62,11 @@ class Picture:
     png: bytes
     alt: str
 
+    @property
+    def width(self) -> int:
+        """Pixels on the page: half the PNG's own, from its header."""
+        return int.from_bytes(self.png[16:20], "big") // 2
+
 
 @dataclass(frozen=True)
 class Box:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 ALL = "all"
+EASY_TO_HARD = ("easy", "mid", "medium", "hard")
 CLOSE = 2.0  # standard errors within which a row is not told from the best
 
 
@@ -44,10 +45,15 @@ class Scope:
 
 
 def scopes(bands: Mapping[str, str | None]) -> list[Scope]:
-    """All questions, then each band in the order in which bands first occur; from id → band."""
-    found = list(dict.fromkeys(band for band in bands.values() if band))
+    """All questions, then each band from easy to hard; from id → band."""
+    found = in_order({band for band in bands.values() if band})
     inside = {name: frozenset(i for i, band in bands.items() if band == name) for name in found}
     return [Scope(ALL, frozenset(bands)), *(Scope(name, inside[name]) for name in found)]
+
+
+def in_order(bands: Iterable[str]) -> list[str]:
+    """Bands of known names from easy to hard, then the others by name."""
+    return sorted(bands, key=lambda band: (_place(band), band))
 
 
 def mean(values: Iterable[float] | Floats) -> Score | None:
@@ -89,6 +95,10 @@ def marks(rows: Mapping[str, Evaluated], metric: str, scope: Scope) -> dict[str,
         else:
             marked[name] = ""
     return marked
+
+
+def _place(band: str) -> int:
+    return EASY_TO_HARD.index(band) if band in EASY_TO_HARD else len(EASY_TO_HARD)
 
 
 def _inside(row: Evaluated, scope: Scope) -> Sequence[int]:

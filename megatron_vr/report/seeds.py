@@ -22,7 +22,7 @@ from megatron_vr.report.blocks import (
 from megatron_vr.report.plots.bars import BarPanel, Bars, grouped_bars
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.questions import read_questions
-from megatron_vr.report.results import ALL, score
+from megatron_vr.report.results import ALL, in_order, score
 from megatron_vr.report.run_folder import SETTINGS, read_results, read_run
 from megatron_vr.report.sampled import read_sampled
 from megatron_vr.report.sections.posterior import METRICS, first_traces, training_scopes
@@ -48,7 +48,7 @@ def seeds_sections(folder: Path, results: Results) -> list[Section]:
 
 
 def _scopes(results: Results) -> list[str]:
-    return [ALL, *next(iter(results["rows"].values()))["bands"]]
+    return [ALL, *in_order(next(iter(results["rows"].values()))["bands"])]
 
 
 def _metrics(results: Results) -> list[str]:

@@ -20,10 +20,10 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def decimal(value: float) -> str:
+def decimal(value: float, places: int = 3) -> str:
     """0.7312 → `.731`, 1.0 → `1.000`."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+    text = f"{value:.{places}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def points(difference: Score) -> str:

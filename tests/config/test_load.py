@@ -116,6 +116,7 @@ def test_yaml_never_makes_objects(tmp_path: Path) -> None:
         (["traces.max_new_tokens=500"], 1, "traces.max_new_tokens is 500"),
         (["traces.sampler=policy", "weights.estimator=gml"], 1, "rollouts' own verdicts"),
         (["policy.start=last"], 1, "nothing comes before"),
+        (["train.steps=50"], 1, "train.optimizer.warmup_steps is 50, but train.steps is 50"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

@@ -1,4 +1,4 @@
-"""A run's folder as the stages would leave it, its numbers drawn at random and kept for the tests."""
+"""A run folder as the stages would leave it, its numbers drawn at random and kept for tests."""
 
 from __future__ import annotations
 
@@ -285,7 +285,9 @@ def write_run(
     settings = load_settings(TOY, [f"run.folder={folder}", *SMALL, *overrides])
     folder.mkdir(parents=True)
     content = settings.model_dump(mode="json")
-    (folder / "settings.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / "settings.yaml").write_text(
+        yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+    )
     written = Written(folder, settings)
     written.problems["train"] = [edit(p) for p in load_problems(settings.problems.train)]
     written.problems["test"] = list(load_problems(settings.problems.test))

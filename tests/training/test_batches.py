@@ -129,12 +129,12 @@ def test_weights_that_cannot_be_trained_on_are_named(weights: list[float], messa
 
 
 def test_an_example_that_does_not_fit_a_micro_batch_is_named() -> None:
-    with pytest.raises(DataError, match="row 4 .* 12 tokens.* micro_batch_tokens=11"):
+    with pytest.raises(DataError, match=r"row 4 .* 12 tokens.* micro_batch_tokens=11"):
         plan(micro_batch_tokens=11)
 
 
 def test_an_example_without_a_target_is_named_unless_its_weight_is_zero() -> None:
     chosen = TrainSettings(steps=1)
-    with pytest.raises(DataError, match="row 1 .* no target"):
+    with pytest.raises(DataError, match=r"row 1 .* no target"):
         make_batch_plan([1.0, 1.0], [2, 0], [5, 5], chosen, 1)
     assert make_batch_plan([1.0, 0.0], [2, 0], [5, 5], chosen, 1).steps == 1

@@ -27,4 +27,6 @@ def _make_random(node: Node) -> None:
     shape = node.settings.model.random
     if shape is None:
         raise AssertionError("a base without a path is random: settings are checked at load")
-    write_random_model(shape, make_tokenizer(), node.path / "model", node.settings.run.seed)
+    write_random_model(
+        shape.model_dump(), make_tokenizer(), node.path / "model", node.settings.run.seed
+    )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_vr.report.plots.style import INK, add_legend, dress, new_figure, png
+from megatron_vr.report.plots.style import INK, WIDTH, add_legends, dress, new_figure, png
 
+ROOM_FOR_NUMBERS = 0.19  # inches a bar must be wide to carry its value
 SPAN = 0.84  # of the room of a group, the rest separates groups
 
 
@@ -35,7 +36,7 @@ class BarPanel:
 
 def grouped_bars(panels: Sequence[BarPanel], height: float = 3.4, top: float = 1.0) -> bytes:
     """PNG of the panels side by side, on axes from 0 to `top`; lines on bars are ± one error."""
-    figure, all_axes = new_figure(9.6, height, len(panels))
+    figure, all_axes = new_figure(height, len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         width = SPAN / max(1, len(panel.series))
         places = np.arange(len(panel.groups))
@@ -48,7 +49,7 @@ def grouped_bars(panels: Sequence[BarPanel], height: float = 3.4, top: float = 1
             axes.errorbar(
                 at[known], heights, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=1.8
             )
-            if width * 9.6 / (len(panels) * max(1, len(panel.groups))) > 0.19:
+            if width * WIDTH / (len(panels) * max(1, len(panel.groups))) > ROOM_FOR_NUMBERS:
                 for place, value, error in zip(at[known], heights, errors, strict=True):
                     axes.text(
                         place,
@@ -61,6 +62,7 @@ def grouped_bars(panels: Sequence[BarPanel], height: float = 3.4, top: float = 1
                     )
         dress(axes, panel.title, panel.x, panel.y)
         axes.set_xticks(places, list(panel.groups))
-        axes.set_ylim(0, top)
-    add_legend(figure, all_axes[0])
+        axes.set_ylim(0, top * 1.06)
+        axes.set_yticks(np.linspace(0, top, 6))
+    add_legends(figure, all_axes)
     return png(figure)

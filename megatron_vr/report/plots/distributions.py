@@ -1,4 +1,4 @@
-"""How a quantity is spread: outlined histograms as shares, several on one panel."""
+"""How a quantity is spread: histograms as lines through their bins, several on one panel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_vr.report.plots.style import add_legend, dress, new_figure, png
+from megatron_vr.report.plots.style import add_legends, dress, new_figure, png
 
 Floats = NDArray[np.float64]
 BINS = 24
@@ -36,23 +36,27 @@ class SpreadPanel:
     whole: bool = False  # the values are whole numbers: bins are too
 
 
-def spread_panels(panels: Sequence[SpreadPanel], height: float = 3.1) -> bytes:
-    """PNG of the panels side by side; each series sums to 100%."""
-    figure, all_axes = new_figure(9.6, height, len(panels))
+def spread_panels(panels: Sequence[SpreadPanel], height: float = 3.2) -> bytes:
+    """PNG of the panels side by side; each series sums to 100%, the first is filled and on top."""
+    figure, all_axes = new_figure(height, len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         edges = bin_edges(panel)
-        for spread in panel.series:
+        middles = (edges[:-1] + edges[1:]) / 2
+        for number, spread in enumerate(panel.series):
             if not spread.values.size:
                 continue
             counts, _ = np.histogram(np.clip(spread.values, edges[0], edges[-1]), edges)
             shares = 100 * counts / spread.values.size
-            axes.stairs(shares, edges, color=spread.colour, linewidth=1.7, label=spread.name)
-            axes.stairs(shares, edges, color=spread.colour, alpha=0.10, fill=True)
+            above = len(panel.series) - number
+            axes.plot(
+                middles, shares, color=spread.colour, lw=1.7, label=spread.name, zorder=2 + above
+            )
+            if number == 0:
+                axes.fill_between(middles, shares, color=spread.colour, alpha=0.12, linewidth=0)
         dress(axes, panel.title, panel.x, panel.y)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
-    fullest = max(range(len(panels)), key=lambda i: len(panels[i].series))
-    add_legend(figure, all_axes[fullest])
+    add_legends(figure, all_axes)
     return png(figure)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from megatron_vr.report.plots.style import add_legend, dress, new_figure, png
+from megatron_vr.report.plots.style import add_legends, dress, new_figure, png
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,25 @@ class LinePanel:
 
 def line_panels(panels: Sequence[LinePanel], height: float = 2.9, dots: bool = False) -> bytes:
     """PNG of the panels side by side; the legend names each series once."""
-    figure, all_axes = new_figure(9.6, height, len(panels))
+    figure, all_axes = new_figure(height, len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         for line in panel.lines:
             marker = "o" if dots or len(line.x) < 3 else ""
             axes.plot(
-                line.x, line.y, color=line.colour, linewidth=1.6, marker=marker, markersize=4,
+                line.x,
+                line.y,
+                color=line.colour,
+                linewidth=1.6,
+                linestyle="--" if line.dashed else "-",
+                marker=marker,
+                markersize=4,
                 label=line.name,
-            )  # fmt: skip
+            )
             if line.errors:
                 low = [y - e for y, e in zip(line.y, line.errors, strict=True)]
                 high = [y + e for y, e in zip(line.y, line.errors, strict=True)]
                 axes.fill_between(line.x, low, high, color=line.colour, alpha=0.16, linewidth=0)
         dress(axes, panel.title, panel.x, panel.y)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    fullest = max(range(len(panels)), key=lambda i: len(panels[i].lines))
-    add_legend(figure, all_axes[fullest])
+    add_legends(figure, all_axes)
     return png(figure)

@@ -13,6 +13,7 @@ MAIN = "#0072B2"
 START = "#8A8F98"
 OTHERS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#6F4E9B", "#7A7A29")
 INK, MUTED, GRID = "#1F2933", "#66717F", "#E4E8ED"
+WIDTH, ALONE = 10.2, 6.4  # inches: of several panels and of a single one
 DPI = 200  # shown at half this size, so that it is sharp on dense screens
 
 
@@ -24,8 +25,9 @@ def row_colours(rows: Sequence[str]) -> dict[str, str]:
     return {row: fixed.get(row) or free[row] for row in rows}
 
 
-def new_figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` × `height` inches with panels side by side."""
+def new_figure(height: float, panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `height` inches with panels side by side, as wide as the page for two or more."""
+    width = WIDTH if panels > 1 else ALONE
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     return figure, list(axes)
@@ -44,21 +46,18 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def add_legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
-    """One legend under all panels, of the series drawn in `axes`."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) < 2:
+def add_legends(figure: Figure, panels: Sequence[Axes], columns: int = 6) -> None:
+    """One legend under all panels where one of them names every series, else one under each."""
+    named = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = max(named, key=lambda pair: len(pair[1]))
+    look = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "handlelength": 1.4}
+    if all(set(own) <= set(labels) for _, own in named):
+        if len(labels) > 1:
+            ncols = min(columns, len(labels))
+            figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **look)
         return
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(columns, len(labels)),
-        fontsize=8.5,
-        frameon=False,
-        labelcolor=INK,
-        handlelength=1.4,
-    )
+    for axes in panels:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, **look)
 
 
 def png(figure: Figure) -> bytes:

@@ -144,7 +144,7 @@ def _bars(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) -> 
                     [s.error if s else 0.0 for s in found],
                 )
             )
-        title = f"{metric_title(metric).capitalize()}: {_gains(rows, metric, where)}"
+        title = f"{metric_title(metric).capitalize()}{_gains(rows, metric, where)}"
         groups = [scope.name for scope in where]
         panels.append(BarPanel(title, groups, series, "band of difficulty", "share correct"))
     alt = "Share of held-out questions answered correctly per band and row, with standard errors"
@@ -152,15 +152,18 @@ def _bars(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) -> 
 
 
 def _gains(rows: Mapping[str, Evaluated], metric: str, where: list[Scope]) -> str:
+    """From the start to the run's result, over all and in the last band."""
     if MAIN_ARM not in rows or "start" not in rows:
-        return "what is evaluated so far"
-    told = []
-    for scope in (where[0], where[-1]) if len(where) > 1 else where:
-        before = score(rows["start"], metric, scope)
-        after = score(rows[MAIN_ARM], metric, scope)
-        if before and after:
-            told.append(f"{scope.name} {before.value:.2f} → {after.value:.2f}")
-    return ", ".join(told)
+        return " of what is evaluated so far"
+    told = f": {_change(rows, metric, where[0])}"
+    if len(where) > 1:
+        told += f" ({where[-1].name}: {_change(rows, metric, where[-1])})"
+    return told
+
+
+def _change(rows: Mapping[str, Evaluated], metric: str, scope: Scope) -> str:
+    found = (score(rows[name], metric, scope) for name in ("start", MAIN_ARM))
+    return " → ".join(decimal(one.value, 2) if one else "–" for one in found)
 
 
 def _over_iterations(run: RunFolder, everything: Scope) -> list[Block]:

@@ -98,7 +98,7 @@ def _picture(run: RunFolder, t: int, weighed: Sequence[Weighed]) -> Picture:
             )
         )
     if ess and weighed[0].ess.size:
-        title = f"Half of the questions rest on ≥ {np.median(weighed[0].ess):.1f} traces"
+        title = f"Half of the questions rest on {np.median(weighed[0].ess):.1f} traces or more"
         panels.append(
             SpreadPanel(
                 title, ess, "effective sample size (traces)", "% of questions with weights", 1

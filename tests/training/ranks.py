@@ -1,0 +1,291 @@
+"""What the processes of the training tests do. Imports no transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_vr.errors import StageError, VRError
+from megatron_vr.parallel.layout import Layout
+from megatron_vr.training.metrics import StepMetrics
+from megatron_vr.training.trainer import train
+from tests.training.jobs import differing, job, metrics, scored_sequences
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training that is compared with its reference."""
+
+    name: str
+    model: str
+    layout: Layout = field(default_factory=Layout)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+ONE_RANK = [
+    Case("one pack a step", "qwen3-untied", changes={"micro_batch_tokens": 200}),
+    Case("several packs a step", "qwen3-untied", changes={"micro_batch_tokens": 31}),
+    Case("tied embeddings", "qwen2-tied"),
+]
+TWO_RANKS = [
+    Case("dp2", "qwen3-untied"),
+    Case("dp2 tied, several packs", "qwen2-tied", changes={"micro_batch_tokens": 31}),
+    Case("dp2, one rank without an example", "qwen3-untied", changes={"batch_size": 1}),
+    Case("tp2 sp", "qwen3-untied", Layout(tensor=2, sequence_parallel=True)),
+    Case("tp2 tied", "qwen2-tied", Layout(tensor=2), {"micro_batch_tokens": 31}),
+    Case("pp2", "qwen3-untied", Layout(pipeline=2)),
+    Case("pp2 tied, several packs", "qwen2-tied", Layout(pipeline=2), {"micro_batch_tokens": 31}),
+    Case("pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
+]
+
+
+class Stop(Exception):
+    """A training that is stopped between two steps."""
+
+
+def stop_after(step: int) -> Callable[[StepMetrics], None]:
+    """An `on_step` that stops the training there."""
+
+    def on_step(found: StepMetrics) -> None:
+        if found.step == step:
+            raise Stop
+
+    return on_step
+
+
+def with_layout(layout: Layout, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` between forming and dissolving Megatron's groups."""
+    from megatron.core import parallel_state
+
+    from megatron_vr.parallel.layout import initialise
+
+    initialise(layout, 1, "cpu")
+    try:
+        return function(*args)
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def build(folder: Path, layout: Layout) -> list[Any]:
+    """The Hugging Face model in `folder` as this rank's stages."""
+    from megatron_vr.convert.load import load_hf
+    from megatron_vr.models.architecture import read_architecture
+    from megatron_vr.models.gpt import build_model
+
+    architecture = read_architecture(folder)
+    models = build_model(
+        architecture, layout, spec="plain", dtype="float32", recompute="none", log_prob_chunk=16
+    )
+    load_hf(models, folder, architecture)
+    return list(models)
+
+
+def compared(case: Case, folder: Path, reference: Path) -> dict[str, Any]:
+    """Train `case` for three steps: its metrics, and each parameter's worst error in units of how
+    far the reference moved that parameter."""
+    from megatron.core import dist_checkpointing
+
+    start = folder / case.model
+    made = job(start, folder / "runs" / case.name, case.layout, steps=3, **case.changes)
+    checkpoint = train(made)
+    trained, expected, initial = (
+        build(source, case.layout) for source in (start, reference, start)
+    )
+    many = len(trained) > 1
+    content = {
+        f"model{i}" if many else "model": model.sharded_state_dict()
+        for i, model in enumerate(trained)
+    }
+    dist_checkpointing.load(content, str(checkpoint))
+    errors = {}
+    for stage, wanted, before in zip(trained, expected, initial, strict=True):
+        values, origin = dict(wanted.named_parameters()), dict(before.named_parameters())
+        for name, parameter in stage.named_parameters():
+            moved = (values[name] - origin[name]).abs().max()
+            errors[name] = float((parameter - values[name]).abs().max() / moved)
+    return {"metrics": metrics(made.folder), "errors": errors}
+
+
+def resumed(layout: Layout, folder: Path, start: Path, **changes: Any) -> dict[str, Any]:
+    """Train without a break, then with one after step 3 of 6 (its last checkpoint is of step 2)."""
+    whole, broken = (job(start, folder / name, layout, **changes) for name in ("whole", "broken"))
+    uninterrupted = train(whole)
+    try:
+        train(broken, stop_after(3))
+    except Stop:
+        # Gone at step 3 as by kill: a half line was being written.
+        if dist.get_rank() == 0:
+            with open(broken.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write('{"step": 4, "lo')
+    dist.barrier()
+    steps: list[int] = []
+    continued = train(broken, lambda found: steps.append(found.step))
+    return {
+        "steps": steps,
+        "differing": differing(uninterrupted, continued),
+        "metrics": (metrics(whole.folder), metrics(broken.folder)),
+        "left": sorted(path.name for path in (broken.folder / "checkpoints").iterdir()),
+        "again": train(broken, stop_after(0)) == continued,
+    }
+
+
+def moved(folder: Path, start: Path) -> list[float]:
+    """Losses of a training begun at DP2 and continued at TP2."""
+    stopped = job(start, folder)
+    with contextlib.suppress(Stop):
+        with_layout(stopped.layout, train, stopped, stop_after(3))
+    dist.barrier()
+    layout = Layout(tensor=2)
+    with_layout(layout, train, job(start, folder, layout))
+    return [line["loss"] for line in metrics(folder)]
+
+
+def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[tuple[float, ...]]]:
+    """By token budget, the sums of this replica's `counts[data-parallel rank]` sequences."""
+    from megatron.core import parallel_state
+
+    from megatron_vr.training.scoring import Sequenced, score
+
+    rank = parallel_state.get_data_parallel_rank()
+    sequences = [Sequenced(*found) for found in scored_sequences(rank, counts[rank])]
+    models = build(start, layout)
+    found = {}
+    for budget in (40, 1000):
+        heard: list[int] = []
+        found[budget] = score(models, sequences, budget, heard.append)
+        assert sum(heard) == len(sequences), f"progress of {heard} sequences"
+    return found
+
+
+def one_rank(rank: int, folder: str, references: dict[str, str]) -> dict[str, Any]:
+    """All that one process checks."""
+    return with_layout(Layout(), _one_rank, Path(folder), references)
+
+
+def _one_rank(folder: Path, references: dict[str, str]) -> dict[str, Any]:
+    start = folder / "qwen3-untied"
+    cases = {case.name: compared(case, folder, Path(references[case.name])) for case in ONE_RANK}
+    killed = job(start, folder / "killed")
+    uninterrupted = resumed(Layout(), folder / "resumed", start)
+    after_kill = train(killed)
+    return {
+        "cases": cases,
+        "resumed": uninterrupted,
+        "resumed bfloat16": resumed(Layout(), folder / "bf16", start, dtype="bfloat16"),
+        "killed": {
+            "differing": differing(folder / "resumed/whole/checkpoints/step-000006", after_kill),
+            "metrics": metrics(killed.folder),
+            "left": sorted(path.name for path in (killed.folder / "checkpoints").iterdir()),
+        },
+        "scores": scores(Layout(), start, [7]),
+        "not finite": not_finite(folder),
+        "refused": refusals(folder, start),
+        "alive": alive(),
+    }
+
+
+def alive() -> int:
+    """Wrapped models that are still in memory."""
+    from megatron.core.distributed import DistributedDataParallel
+
+    gc.collect()
+    return sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+
+
+def not_finite(folder: Path) -> dict[str, str]:
+    made = job(folder / "not-a-number", folder / "runs" / "not-finite")
+    try:
+        train(made)
+    except StageError as error:
+        (file,) = made.folder.glob("not-finite-*.json")
+        return {"message": str(error), "file": file.read_text(encoding="utf-8")}
+    return {}
+
+
+def refusals(folder: Path, start: Path) -> dict[str, str]:
+    """What is said of checkpoints that cannot be resumed from."""
+    stopped = job(start, folder / "stopped")
+    with contextlib.suppress(Stop):
+        train(stopped, stop_after(3))
+
+    def shorten(path: Path) -> None:
+        data = next(path.glob("*.distcp"))
+        os.truncate(data, data.stat().st_size // 2)
+
+    def scribble(path: Path) -> None:
+        data = next(path.glob("*.distcp"))
+        data.write_bytes(b"x" * data.stat().st_size)
+
+    def unlink(path: Path) -> None:
+        (path / ".metadata").unlink()
+
+    spoilers = {
+        "truncated": shorten,
+        "scribbled": scribble,
+        "incomplete": unlink,
+        "foreign": lambda path: (path / "training.json").unlink(),
+    }
+    found = {}
+    for name, spoil in spoilers.items():
+        copy = folder / name
+        shutil.copytree(stopped.folder, copy)
+        spoil(copy / "checkpoints" / "step-000002")
+        found[name] = _refusal(job(start, copy))
+    found["seed"] = _refusal(job(start, stopped.folder, seed=6))
+    found["model"] = _refusal(job(folder / "qwen2-tied", stopped.folder))
+    warmup = stopped.settings.optimizer.model_copy(update={"warmup_steps": 6})
+    found["warmup"] = _refusal(job(start, folder / "warmup", optimizer=warmup))
+    return found
+
+
+def _refusal(made: Any) -> str:
+    try:
+        train(made)
+    except VRError as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def two_ranks(rank: int, folder: str, references: dict[str, str]) -> dict[str, Any]:
+    """All that two processes check."""
+    root = Path(folder)
+    start = root / "qwen3-untied"
+    found: dict[str, Any] = {"cases": {}, "resumed": {}, "scores": {}}
+    for case in TWO_RANKS:
+        reference = Path(references[case.name])
+        found["cases"][case.name] = with_layout(case.layout, compared, case, root, reference)
+    for name, layout in (
+        ("dp2", Layout()),
+        ("tp2", Layout(tensor=2, sequence_parallel=True)),
+        ("pp2", Layout(pipeline=2, virtual_pipeline=2)),
+    ):
+        found["resumed"][name] = with_layout(layout, resumed, layout, root / name, start)
+        # Replicas score different numbers of sequences, and none of them waits for the other.
+        found["scores"][name] = with_layout(layout, scores, layout, start, [7, 3])
+    found["moved"] = moved(root / "moved", start)
+    return found
+
+
+def killed_while_saving(rank: int, folder: str, start: str) -> None:
+    """Kill this process while the checkpoint of step 4 is being written."""
+    aside = Path(folder) / "checkpoints" / "step-000004.tmp"
+
+    def watch() -> None:
+        while not any(aside.glob("*")):
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    with_layout(Layout(), train, job(Path(start), Path(folder)))
+    raise AssertionError("the training outlived its kill")
