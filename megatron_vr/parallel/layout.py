@@ -82,15 +82,15 @@ def check_layout(layout: Layout, architecture: Architecture, world_size: int) ->
 
 
 def _check_counts(layout: Layout) -> None:
-    counts = {
-        "tensor": layout.tensor,
-        "pipeline": layout.pipeline,
-        "context": layout.context,
-        "virtual_pipeline": layout.virtual_pipeline,
-    }
+    counts = {"tensor": layout.tensor, "pipeline": layout.pipeline, "context": layout.context}
     for name, count in counts.items():
-        if count is not None and count < 1:
+        if count < 1:
             raise SettingsError(f"parallel.{name}={count} must be at least 1.")
+    if layout.virtual_pipeline is not None and layout.virtual_pipeline < 2:
+        raise SettingsError(
+            f"parallel.virtual_pipeline={layout.virtual_pipeline} must be at least 2, or left out "
+            "for one chunk on each rank."
+        )
     if layout.sequence_parallel and layout.tensor == 1:
         raise SettingsError(
             "parallel.sequence=true splits activations over the tensor ranks, but "
@@ -126,7 +126,6 @@ def join_world(timeout_minutes: float) -> None:
     """
     import torch
     import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore
 
     if dist.is_initialized():
         return
@@ -138,7 +137,8 @@ def join_world(timeout_minutes: float) -> None:
     else:
         backend = "gloo"
     if world_size == 1:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:

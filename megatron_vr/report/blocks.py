@@ -11,6 +11,13 @@ SHADES = 4  # of each of a token's two colours
 
 
 @dataclass(frozen=True)
+class Heading:
+    """A title within a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Words:
     """A paragraph; `tone` sets it apart: a plain one, a quiet note, or one the reader must see."""
 
@@ -27,7 +34,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell: its text, a smaller text beside it (an error), and whether it stands out."""
+    """One table cell: its text, a smaller one under it (an error), and how it is set apart."""
 
     text: str
     small: str = ""
@@ -46,12 +53,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Column heads in groups `(name, columns of the group)`, and the lines."""
+    """Column heads in groups `(name, columns of the group)`, and the lines; cells of `words` or
+    numbers."""
 
     groups: Sequence[tuple[str, Sequence[str]]]
     lines: Sequence[Line]
     caption: str = ""
     corner: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,15 +111,22 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """One trace in full, with what is known of it; `weight` is 0 to 1."""
+
+    facts: Sequence[tuple[str, str]]
+    tokens: Sequence[Token]
+    weight: float
+
+
+@dataclass(frozen=True)
 class TraceCard:
-    """One trace in full, with what is known of it."""
+    """A question and some of its traces."""
 
     question: str
     hint: str
-    facts: Sequence[tuple[str, str]]
-    tokens: Sequence[Token]
-    weight: float  # 0 to 1, tints the card
-    band: str = ""
+    band: str
+    traces: Sequence[Trace]
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Words | Missing | Table | Picture | Box | Links | Code | TraceCard | Folded
+Block = Heading | Words | Missing | Table | Picture | Box | Links | Code | TraceCard | Folded
 
 
 @dataclass(frozen=True)

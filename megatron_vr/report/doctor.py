@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Part:
 
 
 NOTHING_RUNS = "nothing runs"
-OWN_ENVIRONMENT = "it pins its own torch, so give it a virtual environment of its own"
+SERVERS = "rollout servers (best in an environment of their own)"
 
 PARTS = (
     Part("megatron-core", ("megatron-core",), "models, training, scoring", NOTHING_RUNS),
@@ -41,43 +42,26 @@ PARTS = (
     Part(
         "transformer-engine",
         ("transformer-engine-torch", "transformer-engine"),
-        "fused layers on NVIDIA GPUs (model.spec: te), FP8, context parallelism",
-        "model.spec: plain: PyTorch layers on any device, slower on GPUs",
+        "fused layers, FP8, context parallelism (model.spec: te)",
+        "model.spec: plain, PyTorch layers on any device",
     ),
     Part(
         "flash-attn",
         ("flash-attn", "flash-attn-3"),
-        "attention kernels of Transformer Engine on long traces",
-        "Transformer Engine falls back to cuDNN's attention",
+        "attention kernels of Transformer Engine",
+        "it takes cuDNN's",
     ),
-    Part(
-        "vllm",
-        ("vllm",),
-        "rollout servers on GPUs",
-        f"the embedded engine samples; {OWN_ENVIRONMENT}",
-    ),
-    Part(
-        "sglang",
-        ("sglang",),
-        "rollout servers on GPUs",
-        f"the embedded engine samples; {OWN_ENVIRONMENT}",
-    ),
-    Part("nvidia-modelopt", ("nvidia-modelopt",), "FP8 release checkpoints", "no quantised export"),
-    Part("wandb", ("wandb",), "metrics on Weights & Biases (report.wandb_project)", "files only"),
-    Part(
-        "tensorboard",
-        ("tensorboard",),
-        "event files of every training (report.tensorboard)",
-        "set report.tensorboard=false; metrics.jsonl and the report remain",
-    ),
-    Part(
-        "math-verify", ("math-verify",), "judging mathematical answers", "no problems of kind math"
-    ),
+    Part("vllm", ("vllm",), SERVERS, "the embedded engine samples"),
+    Part("sglang", ("sglang",), SERVERS, "the embedded engine samples"),
+    Part("nvidia-modelopt", ("nvidia-modelopt",), "FP8 release checkpoints", "none of those"),
+    Part("wandb", ("wandb",), "report.wandb_project", "leave it unset"),
+    Part("tensorboard", ("tensorboard",), "report.tensorboard", "set it to false"),
+    Part("math-verify", ("math-verify",), "judging mathematics", "no problems of kind math"),
     Part(
         "reasoning-gym",
         ("reasoning-gym",),
-        "generated puzzles with verifiers (problems of kind reasoning-gym)",
-        "the other sources of problems remain",
+        "sources of kind reasoning-gym",
+        "the other sources",
     ),
 )
 
@@ -87,7 +71,7 @@ def examine() -> list[Finding]:
     findings = [
         Finding("python", platform.python_version(), "everything", NOTHING_RUNS),
         Finding("torch", version("torch"), "everything", NOTHING_RUNS),
-        Finding("GPUs", _gpus(), "models beyond a toy's size", "all of it runs on the CPU, slowly"),
+        Finding("GPUs", _gpus(), "models beyond a toy's size", "everything runs on the CPU"),
     ]
     for part in PARTS:
         findings.append(Finding(part.name, _first(part), part.needed_for, part.without_it))
@@ -100,11 +84,10 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
     """A table of what is there and what is not."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("part", no_wrap=True)
-    table.add_column("found")
-    table.add_column("is for")
-    table.add_column("without it")
+    for head in ("found", "needed for", "without it"):
+        table.add_column(head, overflow="fold")
     for finding in findings:
-        found = f"[green]{finding.found}[/]" if finding.found else "[yellow]missing[/]"
+        found = Text(finding.found, "green") if finding.found else Text("missing", "yellow")
         table.add_row(finding.name, found, finding.needed_for, finding.without_it)
     (console or Console()).print(table)
 
@@ -142,10 +125,10 @@ def _apex() -> Finding:
     kind = apex_kind(Path(places[0])) if places else None
     kernels = importlib.util.find_spec("amp_C") is not None
     found = {"NVIDIA's": "NVIDIA's, with kernels" if kernels else "NVIDIA's, without its kernels"}
-    without = "Transformer Engine's or PyTorch's optimizer and norms are used; nothing is lost"
+    without = "Transformer Engine's or PyTorch's"
     if kind is not None and kind not in found:
-        without += "; the installed `apex` is PyPI's other project, which is not used: uninstall it"
-    return Finding("apex", found.get(kind or ""), "fused optimizer and norms", without)
+        without += "; the `apex` installed here is PyPI's other project: uninstall it"
+    return Finding("apex", found.get(kind or ""), "a fused optimizer", without)
 
 
 def _gpus() -> str | None:

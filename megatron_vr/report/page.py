@@ -16,14 +16,15 @@ from megatron_vr.report.evaluated import read_rows
 from megatron_vr.report.questions import read_questions
 from megatron_vr.report.run_folder import SETTINGS, RunFolder, read_results, read_run
 from megatron_vr.report.sampled import read_sampled
-from megatron_vr.report.sections.bounds import bounds_section
-from megatron_vr.report.sections.posterior import posterior_section
+from megatron_vr.report.sections.bounds import bounds_blocks
+from megatron_vr.report.sections.iterations import per_iteration
+from megatron_vr.report.sections.posterior import posterior_blocks
 from megatron_vr.report.sections.results import results_section
 from megatron_vr.report.sections.samples import samples_section
 from megatron_vr.report.sections.settings import settings_section
-from megatron_vr.report.sections.traces import traces_section
-from megatron_vr.report.sections.training import training_section
-from megatron_vr.report.sections.weights import weights_section
+from megatron_vr.report.sections.traces import traces_blocks
+from megatron_vr.report.sections.training import training_blocks
+from megatron_vr.report.sections.weights import weights_blocks
 from megatron_vr.report.seeds import seeds_sections
 from megatron_vr.report.wording import amount
 from megatron_vr.traces.durable import write_durably
@@ -98,11 +99,13 @@ def _page_of_run(run: RunFolder) -> Page:
     sampled = {t: read_sampled(run, t, asked) for t in run.iterations}
     sections = [
         results_section(run, read_rows(run), held_out),
-        training_section(run),
-        posterior_section(run, sampled, asked),
-        weights_section(run, asked),
-        bounds_section(run, sampled),
-        traces_section(run, sampled),
+        per_iteration(run, "training", "Training", lambda t: training_blocks(run, t)),
+        per_iteration(
+            run, "posterior", "Posterior", lambda t: posterior_blocks(run, t, sampled[t], asked)
+        ),
+        per_iteration(run, "weights", "Weights", lambda t: weights_blocks(run, t, asked)),
+        per_iteration(run, "bounds", "Bounds", lambda t: bounds_blocks(run, t, sampled[t])),
+        per_iteration(run, "traces", "Traces", lambda t: traces_blocks(run, t, sampled[t])),
         samples_section(run, sampled, asked),
         settings_section(run),
     ]

@@ -84,6 +84,8 @@ def marks(rows: Mapping[str, Evaluated], metric: str, scope: Scope) -> dict[str,
     if len(values) < 2:
         return dict.fromkeys(rows, "")
     top = max(values.values())
+    if top == min(values.values()):
+        return dict.fromkeys(rows, "")
     best = next(name for name, value in values.items() if value == top)
     marked = {}
     for name in rows:

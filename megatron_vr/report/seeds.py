@@ -18,6 +18,7 @@ from megatron_vr.report.blocks import (
     Picture,
     Section,
     Table,
+    Words,
 )
 from megatron_vr.report.plots.bars import BarPanel, Bars, grouped_bars
 from megatron_vr.report.plots.style import row_colours
@@ -26,7 +27,7 @@ from megatron_vr.report.results import ALL, in_order, score
 from megatron_vr.report.run_folder import SETTINGS, read_results, read_run
 from megatron_vr.report.sampled import read_sampled
 from megatron_vr.report.sections.posterior import METRICS, first_traces, training_scopes
-from megatron_vr.report.wording import METRIC_NAMES, decimal, describe
+from megatron_vr.report.wording import METRIC_NAMES, amount, decimal, describe, percent, signed
 
 Results = Mapping[str, Any]
 
@@ -36,6 +37,7 @@ def seeds_sections(folder: Path, results: Results) -> list[Section]:
     runs = {seed: folder / f"seed-{seed}" for seed in results["seeds"]}
     links = [(f"seed {seed}", f"../{path.name}/report/index.html") for seed, path in runs.items()]
     blocks: list[Block] = [
+        Words(_sentence(results)),
         Links("Each seed's own page", links),
         _table(runs, results),
         _bars(results),
@@ -45,6 +47,21 @@ def seeds_sections(folder: Path, results: Results) -> list[Section]:
         Section("differences", "Seed by seed", _differences(runs)),
         Section("posterior", "Posterior", _posterior(runs)),
     ]
+
+
+def _sentence(results: Results) -> str:
+    """The means of variational and of the best other row, on all questions."""
+    means = {name: row["accuracy"] for name, row in results["rows"].items()}
+    told = f"Over {amount(len(results['seeds']), 'seed')}"
+    if MAIN_ARM not in means:
+        return f"{told}, variational has no results."
+    told += f", {percent(means[MAIN_ARM])} of variational's samples are right on average"
+    rivals = {name: mean for name, mean in means.items() if name not in (MAIN_ARM, "start")}
+    if not rivals:
+        return f"{told}."
+    best = max(rivals, key=lambda name: rivals[name])
+    gap = signed(means[MAIN_ARM] - rivals[best])
+    return f"{told}, and {percent(rivals[best])} of {best}'s, the best other row: {gap} points."
 
 
 def _scopes(results: Results) -> list[str]:
@@ -118,8 +135,8 @@ def _bars(results: Results) -> Picture:
 
 def _reading(seeds: int) -> Box:
     points = [
-        "The spread is between runs that differ in the seed alone; it holds the noise of training "
-        "as well as that of the questions drawn.",
+        "All seeds answer the same held-out questions: the spread is of training and sampling, not "
+        "of the choice of questions.",
         "A difference is worth the name when it has the same sign on every seed; with few seeds "
         "even that happens by chance.",
     ]
@@ -142,8 +159,8 @@ def _differences(runs: Mapping[int, Path]) -> list[Block]:
     for name in names:
         gaps = [rows[MAIN_ARM]["accuracy"] - rows[name]["accuracy"] for rows in known.values()]
         above = sum(gap > 0 for gap in gaps)
-        cells = [Cell(f"{100 * gap:+.1f}") for gap in gaps]
-        cells.append(Cell(f"{100 * fmean(gaps):+.1f}", f"±{100 * _deviation(gaps):.1f}"))
+        cells = [Cell(signed(gap)) for gap in gaps]
+        cells.append(Cell(signed(fmean(gaps)), f"±{100 * _deviation(gaps):.1f}"))
         cells.append(Cell(f"{above} of {len(gaps)}"))
         lines.append(Line(name, cells, colours[name]))
     heads = [

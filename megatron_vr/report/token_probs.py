@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +33,11 @@ def token_log_probs(model: Path, sequences: Sequence[Continued]) -> list[list[fl
     import torch
     from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, local_files_only=True
-    ).eval()
+    with _no_progress_bar():
+        network = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, local_files_only=True
+        )
+    network.eval()
     found = []
     with torch.inference_mode():
         for sequence in sequences:
@@ -58,6 +61,19 @@ def pieces(codec: TextCodec, ids: Sequence[int]) -> Iterator[tuple[str, int]]:
             pending, count = b"", 0
     if count:
         yield pending.decode("utf-8", errors="replace"), count
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _cut_short(text: bytes) -> bool:

@@ -26,9 +26,19 @@ def decimal(value: float, places: int = 3) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
+def nats(value: float) -> str:
+    """-1.2345 → `−1.23`."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def points(difference: Score) -> str:
     """A difference of shares as `+5.8 ± 1.2 points`."""
-    return f"{100 * difference.value:+.1f} ± {100 * difference.error:.1f} points"
+    return f"{signed(difference.value)} ± {100 * difference.error:.1f} points"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in percentage points: 0.058 → `+5.8`."""
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -41,11 +51,6 @@ def listed(names: Sequence[str]) -> str:
 def amount(count: int, thing: str) -> str:
     """`1 question`, `1,500 questions`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
-def iteration_title(title: str, iteration: int, iterations: int) -> str:
-    """The title, with the iteration where there are several."""
-    return title if iterations == 1 else f"Iteration {iteration}: {title}"
 
 
 def picture_name(name: str, iteration: int, iterations: int) -> str:

@@ -11,7 +11,8 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ class Checkpoints:
     folder: Path
     keep_last: int
     identity: Mapping[str, Any]
-    _strategy: list[Any] = field(default_factory=list, repr=False)
+
+    @cached_property
+    def _strategy(self) -> Any:
+        """Kept between saves: it remembers which rank writes what."""
+        return save_strategy(parallel_state.get_data_parallel_group(with_context_parallel=True))
 
     def path(self, step: int) -> Path:
         """Where the checkpoint after `step` steps is, or will be."""
@@ -90,15 +95,8 @@ class Checkpoints:
                 shutil.rmtree(leftover)
             aside.mkdir(parents=True)
         dist.barrier()
-        first = not self._strategy
-        if first:
-            replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
-            self._strategy.append(save_strategy(replicas))
         content = state.sharded() | {"step": step, "world_size": dist.get_world_size()}
-        # The structure does not change between saves: checked once.
-        dist_checkpointing.save(
-            content, str(aside), self._strategy[0], validate_access_integrity=first
-        )
+        dist_checkpointing.save(content, str(aside), self._strategy)
         if dist.get_rank() == 0:
             _write_manifest(aside, step, self.identity)
             publish_folder(aside, final)

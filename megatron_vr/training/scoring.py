@@ -122,16 +122,23 @@ def _table(sequences: Sequence[Sequenced]) -> TokenTable:
     tokens = np.zeros(offsets[-1], dtype=np.int64)
     is_target = np.zeros(offsets[-1], dtype=np.bool_)
     for row, (sequence, start) in enumerate(zip(sequences, offsets, strict=False)):
-        ids = sequence.token_ids
+        _check(row, sequence)
+        tokens[start : start + lengths[row]] = sequence.token_ids[: lengths[row]]
         for first, last in sequence.spans:
-            if not 1 <= first <= last <= len(ids):
-                raise DataError(
-                    f"sequence {row}: span [{first}, {last}) is not within tokens 1 to {len(ids)} "
-                    "(the first token has nothing before it to be predicted from)"
-                )
             is_target[start + first : start + last] = True
-        tokens[start : start + lengths[row]] = ids[: lengths[row]]
     return TokenTable(tokens, is_target, offsets)
+
+
+def _check(row: int, sequence: Sequenced) -> None:
+    length = len(sequence.token_ids)
+    if not length:
+        raise DataError(f"sequence {row} has no token")
+    for first, last in sequence.spans:
+        if not 1 <= first <= last <= length:
+            raise DataError(
+                f"sequence {row}: span [{first}, {last}) is not within tokens 1 to {length} (the "
+                "first token has nothing before it to be predicted from)"
+            )
 
 
 def _shared(

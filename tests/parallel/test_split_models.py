@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from megatron_vr.convert.export import export_hf
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.parallel.layout import Layout
-from tests.models.reference import label_log_probs, save_gradients, tiny_model
 from tests.parallel.launch import run_ranks
 
 # Four packs (micro-batches: interleaving wants an even number) that split evenly over two ranks.
@@ -47,6 +48,9 @@ CASES = [
     Case("qwen2", False, Layout(pipeline=2, virtual_pipeline=2)),
 ]
 
+# Whose checkpoints are exported again: sharded over tensor ranks, and over virtual stages.
+SAVED = (CASES[1], CASES[5])
+
 
 def sequences() -> list[list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(7)
@@ -60,8 +64,6 @@ def forward_backward(models: list[Any]) -> list[torch.Tensor]:
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
-
-    collected: list[torch.Tensor] = []
 
     def loss(log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         return -log_probs.sum(), torch.tensor(1, dtype=torch.int), {"log_probs": log_probs.detach()}
@@ -105,8 +107,18 @@ def forward_backward(models: list[Any]) -> list[torch.Tensor]:
         micro_batch_size=1,
         forward_only=False,
     )
-    collected.extend(result["log_probs"] for result in results)
-    return collected
+    return [result["log_probs"] for result in results]
+
+
+def save_checkpoint(models: list[Any], folder: Path) -> None:
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    if dist.get_rank() == 0:
+        folder.mkdir()
+    dist.barrier()
+    state = {f"model{stage}": model.sharded_state_dict() for stage, model in enumerate(models)}
+    dist_checkpointing.save(state, str(folder))
 
 
 def check_case(case: Case, folder: Path) -> tuple[list[torch.Tensor], dict[str, float]]:
@@ -141,6 +153,8 @@ def check_case(case: Case, folder: Path) -> tuple[list[torch.Tensor], dict[str, 
         )
         for model in models
     ]
+    if case in SAVED:
+        save_checkpoint(models, folder / f"{case}-checkpoint")
     log_probs = forward_backward(wrapped)
     errors = {}
     for model, reference in zip(models, expected, strict=True):
@@ -157,9 +171,16 @@ def check_all(rank: int, folder: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("split")
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """Reference log-probs by model, and what each rank found in every case."""
-    folder = tmp_path_factory.mktemp("split")
+    # Here, so that the spawned processes need not import Transformers.
+    from tests.models.reference import label_log_probs, save_gradients, tiny_model
+
     reference = {}
     for case in CASES:
         if case.model in reference:
@@ -191,3 +212,17 @@ def test_a_split_model_gives_the_whole_models_gradients(case: Case, measured: An
         errors = rank[str(case)][1]
         worst = max(errors, key=errors.__getitem__)
         assert errors[worst] < 1e-4, f"gradient of {worst} is off by {errors[worst]:.1e} (relative)"
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("case", SAVED, ids=str)
+def test_a_checkpoint_of_a_split_model_exports_the_source_bit_for_bit(
+    case: Case, folder: Path
+) -> None:
+    source, destination = folder / case.model, folder / f"{case}-exported"
+    checkpoint = folder / f"{case}-checkpoint"
+    export_hf(checkpoint, read_architecture(source), source, destination, "float32")
+    expected, found = (load_file(path / "model.safetensors") for path in (source, destination))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].equal(tensor), name

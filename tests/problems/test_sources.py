@@ -87,7 +87,7 @@ def test_a_bad_json_line_is_named_with_its_number(tmp_path: Path) -> None:
 
 
 def test_empty_and_missing_cells_are_named_with_their_rows(tmp_path: Path) -> None:
-    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(9)]
+    rows: list[Any] = [{"question": f"{i}?", "answer": str(i)} for i in range(9)]
     for index in range(1, 8):
         rows[index] = {"question": f"{index}?", "answer": None if index % 2 else "  "}
     path = write(tmp_path / "p.parquet", rows)

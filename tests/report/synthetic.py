@@ -18,6 +18,7 @@ from megatron_vr.config.load import load_settings
 from megatron_vr.config.settings import Settings
 from megatron_vr.problems.problem import Problem, to_table
 from megatron_vr.problems.sources import load_problems
+from megatron_vr.problems.toy_tokenizer import make_tokenizer
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, SCORES, TRACES, VERDICTS, WEIGHTS
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
@@ -303,3 +304,27 @@ def _before(nodes: Iterable[Node], label: str | None) -> Iterable[Node]:
         if node.label == label:
             return
         yield node
+
+
+def write_model(folder: Path, seed: int) -> Path:
+    """A Qwen3 model of one layer with random weights and the toy tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

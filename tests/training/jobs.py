@@ -78,19 +78,19 @@ def job(start_model: Path, folder: Path, layout: Layout | None = None, **changes
     )
 
 
-def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Every parameter and optimizer state in `checkpoint`, whole."""
+def differing(first: Path, second: Path) -> list[str]:
+    """What is not bit for bit the same in two checkpoints: parameters, moments, the rest."""
     from megatron.core import dist_checkpointing
 
-    return dict(dist_checkpointing.load_plain_tensors(str(checkpoint)))
-
-
-def differing(first: Path, second: Path) -> list[str]:
-    """The tensors in which two checkpoints are not bit for bit the same."""
-    one, two = tensors(first), tensors(second)
+    one, two = (dict(dist_checkpointing.load_plain_tensors(str(path))) for path in (first, second))
     assert one.keys() == two.keys(), f"{one.keys() ^ two.keys()} are in one checkpoint only"
     assert any(name.startswith("optimizer.state.exp_avg_sq") for name in one)
-    return [name for name in one if not torch.equal(one[name], two[name])]
+    assert {"optimizer", "schedule", "step"} <= one.keys()
+    return [name for name, value in one.items() if not _same(value, two[name])]
+
+
+def _same(one: Any, two: Any) -> bool:
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else bool(one == two)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def compared(case: Case, folder: Path, reference: Path) -> dict[str, Any]:
         values, origin = dict(wanted.named_parameters()), dict(before.named_parameters())
         for name, parameter in stage.named_parameters():
             moved = (values[name] - origin[name]).abs().max()
-            errors[name] = float((parameter - values[name]).abs().max() / moved)
+            errors[name] = ((parameter - values[name]).abs().max() / moved).item()
     return {"metrics": metrics(made.folder), "errors": errors}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_vr.report.plots.style import INK, WIDTH, add_legends, dress, new_figure, png
+from megatron_vr.report.plots.style import INK, WIDTH, add_legend, dress, new_figure, png
 
 ROOM_FOR_NUMBERS = 0.19  # inches a bar must be wide to carry its value
 SPAN = 0.84  # of the room of a group, the rest separates groups
@@ -64,5 +64,5 @@ def grouped_bars(panels: Sequence[BarPanel], height: float = 3.4, top: float = 1
         axes.set_xticks(places, list(panel.groups))
         axes.set_ylim(0, top * 1.06)
         axes.set_yticks(np.linspace(0, top, 6))
-    add_legends(figure, all_axes)
+    add_legend(figure, all_axes)
     return png(figure)

@@ -1,4 +1,4 @@
-"""How a quantity is spread: histograms as lines through their bins, several on one panel."""
+"""How a quantity is spread: histograms and cumulative shares, several on one panel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_vr.report.plots.style import add_legends, dress, new_figure, png
+from megatron_vr.report.plots.style import add_legend, dress, new_figure, png
 
 Floats = NDArray[np.float64]
 BINS = 24
@@ -34,30 +34,45 @@ class SpreadPanel:
     low: float | None = None
     high: float | None = None
     whole: bool = False  # the values are whole numbers: bins are too
+    cumulative: bool = False  # for each x the share at x or more
 
 
 def spread_panels(panels: Sequence[SpreadPanel], height: float = 3.2) -> bytes:
-    """PNG of the panels side by side; each series sums to 100%, the first is filled and on top."""
+    """PNG of the panels side by side; the first series of each is filled and on top."""
     figure, all_axes = new_figure(height, len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         edges = bin_edges(panel)
-        middles = (edges[:-1] + edges[1:]) / 2
         for number, spread in enumerate(panel.series):
             if not spread.values.size:
                 continue
-            counts, _ = np.histogram(np.clip(spread.values, edges[0], edges[-1]), edges)
-            shares = 100 * counts / spread.values.size
-            above = len(panel.series) - number
-            axes.plot(
-                middles, shares, color=spread.colour, lw=1.7, label=spread.name, zorder=2 + above
-            )
+            if panel.cumulative:
+                x, share = at_least(spread.values, edges[0])
+            else:
+                x, share = histogram(spread, edges)
+            above = 2 + len(panel.series) - number
+            axes.plot(x, share, color=spread.colour, lw=1.7, label=spread.name, zorder=above)
             if number == 0:
-                axes.fill_between(middles, shares, color=spread.colour, alpha=0.12, linewidth=0)
+                axes.fill_between(x, share, color=spread.colour, alpha=0.12, linewidth=0)
         dress(axes, panel.title, panel.x, panel.y)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_ylim(bottom=0)
-    add_legends(figure, all_axes)
+    add_legend(figure, all_axes)
     return png(figure)
+
+
+def histogram(spread: Spread, edges: Floats) -> tuple[Floats, Floats]:
+    """The middles of the bins and the percentage of the values in each."""
+    counts, _ = np.histogram(np.clip(spread.values, edges[0], edges[-1]), edges)
+    return (edges[:-1] + edges[1:]) / 2, 100 * counts / spread.values.size
+
+
+def at_least(values: Floats, low: float) -> tuple[Floats, Floats]:
+    """Corners of the falling staircase x → percentage of the values at x or more, from `low` on."""
+    x, counts = np.unique(values, return_counts=True)
+    above = values.size - np.concatenate([[0], np.cumsum(counts)])
+    steps = np.stack([above[:-1], above[1:]], axis=1).ravel()
+    corners = np.concatenate([[low], np.repeat(x, 2)])
+    return corners, 100 * np.concatenate([[values.size], steps]) / values.size
 
 
 def bin_edges(panel: SpreadPanel) -> Floats:

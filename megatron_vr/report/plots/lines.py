@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from megatron_vr.report.plots.style import add_legends, dress, new_figure, png
+from megatron_vr.report.plots.style import add_legend, dress, new_figure, png
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def line_panels(panels: Sequence[LinePanel], height: float = 2.9, dots: bool = F
                 axes.fill_between(line.x, low, high, color=line.colour, alpha=0.16, linewidth=0)
         dress(axes, panel.title, panel.x, panel.y)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    add_legends(figure, all_axes)
+    add_legend(figure, all_axes)
     return png(figure)

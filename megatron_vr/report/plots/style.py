@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 # Okabe and Ito's palette, safe for colour-blind readers; without its yellow, too pale on white.
 MAIN = "#0072B2"
@@ -46,18 +48,35 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def add_legends(figure: Figure, panels: Sequence[Axes], columns: int = 6) -> None:
-    """One legend under all panels where one of them names every series, else one under each."""
-    named = [axes.get_legend_handles_labels() for axes in panels]
-    handles, labels = max(named, key=lambda pair: len(pair[1]))
-    look = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "handlelength": 1.4}
-    if all(set(own) <= set(labels) for _, own in named):
-        if len(labels) > 1:
-            ncols = min(columns, len(labels))
-            figure.legend(handles, labels, loc="outside lower center", ncols=ncols, **look)
-        return
+def add_legend(figure: Figure, panels: Sequence[Axes], columns: int = 6) -> None:
+    """One legend under all panels; series of one look in several panels share an entry."""
+    handles: dict[tuple[str, str], Any] = {}
+    names: dict[tuple[str, str], list[str]] = {}
     for axes in panels:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, **look)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            look = _look(handle)
+            handles.setdefault(look, handle)
+            if label not in names.setdefault(look, []):
+                names[look].append(label)
+    if len(handles) < 2:
+        return
+    figure.legend(
+        list(handles.values()),
+        [" / ".join(labels) for labels in names.values()],
+        loc="outside lower center",
+        ncols=min(columns, len(handles)),
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=1.4,
+    )
+
+
+def _look(handle: Any) -> tuple[str, str]:
+    """Colour and line style of a line or of the first of a group of bars."""
+    if isinstance(handle, Line2D):
+        return str(handle.get_color()), str(handle.get_linestyle())
+    return str(handle.patches[0].get_facecolor()), ""
 
 
 def png(figure: Figure) -> bytes:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from megatron_vr.objectives.bounds import iwae, iwae_curve
 from megatron_vr.objectives.ratios import sequence_log_ratio
-from megatron_vr.report.blocks import Block, Missing, Picture, Section, Words
+from megatron_vr.report.blocks import Block, Missing, Picture, Words
 from megatron_vr.report.plots.lines import Line, LinePanel, line_panels
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.results import Score, mean
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.sampled import Sampled, made_from
-from megatron_vr.report.wording import amount, iteration_title, picture_name
+from megatron_vr.report.wording import amount, nats, picture_name
 from megatron_vr.traces.tables import ANSWERS, SCORES
 
 Floats = NDArray[np.float64]
@@ -34,21 +34,16 @@ class Bounds:
     questions: int
 
 
-def bounds_section(run: RunFolder, sampled: dict[int, list[Sampled]]) -> Section:
-    """For each posterior whose traces were scored and answered."""
-    blocks: list[Block] = []
-    for t in run.iterations:
-        measured = []
-        for sampler in sampled[t]:
-            found = None if sampler.of_policy else read_bounds(run, sampler)
-            if found is not None:
-                measured.append((sampler, found))
-        if measured:
-            blocks += _iteration(run, t, measured)
-        else:
-            told = "no posterior traces with log-probs and sampled answers yet"
-            blocks.append(Missing(f"{iteration_title(told, t, len(run.iterations)).capitalize()}."))
-    return Section("bounds", "Bounds", blocks)
+def bounds_blocks(run: RunFolder, t: int, sampled: Sequence[Sampled]) -> list[Block]:
+    """For each posterior of iteration t whose traces were scored and answered."""
+    measured = []
+    for sampler in sampled:
+        found = None if sampler.of_policy else read_bounds(run, sampler)
+        if found is not None:
+            measured.append((sampler, found))
+    if not measured:
+        return [Missing("No posterior traces with log-probs and sampled answers yet.")]
+    return _measured(run, t, measured)
 
 
 def read_bounds(run: RunFolder, sampler: Sampled) -> Bounds | None:
@@ -85,7 +80,7 @@ def _log_accuracies(answers: Stage) -> dict[str, float]:
     return {name: math.log(sum(row) / len(row)) for name, row in verdicts.items() if any(row)}
 
 
-def _iteration(run: RunFolder, t: int, measured: Sequence[tuple[Sampled, Bounds]]) -> list[Block]:
+def _measured(run: RunFolder, t: int, measured: Sequence[tuple[Sampled, Bounds]]) -> list[Block]:
     colours = row_colours(run.rows)
     blocks: list[Block] = []
     lines = []
@@ -105,7 +100,7 @@ def _iteration(run: RunFolder, t: int, measured: Sequence[tuple[Sampled, Bounds]
             )
         )
     if lines:
-        ends = f"ELBO {lines[0].y[0]:.2f} → IWAE {lines[0].y[-1]:.2f} nats"
+        ends = f"ELBO {nats(lines[0].y[0])} → IWAE {nats(lines[0].y[-1])} nats"
         panel = LinePanel(
             f"More traces tighten the bound: {ends}", lines, "traces k (1: the ELBO)",
             "mean IWAE_k (nats)",
@@ -123,10 +118,10 @@ def _sentence(sampler: Sampled, bounds: Bounds) -> str:
     told = f"{sampler.name.capitalize()}: "
     if len(bounds.last):
         told += (
-            f"IWAE_{k} is {bounds.last.mean():.2f} nats on average over the "
+            f"IWAE_{k} is {nats(float(bounds.last.mean()))} nats on average over the "
             f"{amount(len(bounds.last), 'question')} with at least one correct trace; "
         )
-    told += f"{amount(out, 'question')} without any are left out (their estimate is −∞). "
+    told += f"{amount(out, 'question')} without any left out (the estimate there is −∞). "
     if len(bounds.curve):
         told += (
             f"The curve is of the {amount(len(bounds.curve), 'question')} all of whose traces are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings, TrainSettings
@@ -26,10 +27,14 @@ def caution(
 
 def _toy(where: Sequence[Scope]) -> Iterator[str]:
     bands = listed([scope.name for scope in where[1:]])
-    told = f" Bands ({bands}) are of the walks' length and detours." if bands else ""
+    told = ""
+    if bands:
+        told = (
+            f" The bands ({bands}) tell apart how long a way is and whether walls force a detour."
+        )
     yield (
-        "A 1M-parameter model on shortest paths in a walled 5×5 grid: it shows that the method "
-        f"works end to end and what its parts do, not how well large models reason.{told}"
+        "A small model on shortest paths in a walled grid: it shows that the method works end to "
+        f"end and what its parts do, not how well large models reason.{told}"
     )
 
 
@@ -53,36 +58,40 @@ def _general(run: RunFolder) -> Iterator[str]:
 
 def _budget(run: RunFolder) -> Iterator[str]:
     """Whether rejection sampling had as many samples and an equally trained sampler."""
-    main = run.settings
-    if main.traces.sampler != "posterior":
+    if run.settings.traces.sampler != "posterior":
         return
+    arms_of: dict[str, list[str]] = {}
     for arm, settings in run.arms.items():
-        if settings.traces.sampler != "policy":
-            continue
-        theirs = settings.rollouts.per_question
-        ours, told = _ours(main)
-        same = "as many" if theirs == ours else f"{'more' if theirs > ours else 'fewer'} ({theirs})"
-        trained = _training(settings, main)
-        yield f"{arm} learns from {same} sampled answers per question: {told}. {trained}"
+        if settings.traces.sampler == "policy":
+            arms_of.setdefault(_compared(settings, run.settings), []).append(arm)
+    for told, arms in arms_of.items():
+        yield f"{listed(arms)}: {told}"
+
+
+def _compared(theirs: Settings, main: Settings) -> str:
+    count = theirs.rollouts.per_question
+    ours, how = _ours(main)
+    same = "as many as" if count == ours else "more than" if count > ours else "fewer than"
+    return (
+        f"{amount(count, 'sampled answer')} per question, {same} variational ({how}). "
+        f"{_training(theirs, main)}"
+    )
 
 
 def _ours(main: Settings) -> tuple[int, str]:
     traces = main.traces.per_question
     if main.weights.estimator != "accuracy":
-        return traces, f"variational takes {traces} traces"
+        return traces, amount(traces, "trace")
     answers = main.answers.per_trace
-    return (
-        traces * answers,
-        f"variational takes {traces} traces × {answers} answers = {traces * answers}",
-    )
+    return traces * answers, f"{traces} traces × {answers} answers each"
 
 
 def _training(theirs: Settings, main: Settings) -> str:
     policy, posterior = _length(theirs.policy), _length(main.posterior.train)
     if policy == posterior and theirs.policy.batch_size == main.posterior.train.batch_size:
-        return f"Its sampler is the start, trained as long as the posterior ({policy})."
+        return f"The sampler is the start, trained as long as the posterior ({policy})."
     return (
-        f"Its sampler is the start, trained for {policy}; the posterior for {posterior}: "
+        f"The sampler is the start, trained for {policy}, the posterior for {posterior}: "
         "part of a gap may come from that."
     )
 
@@ -117,4 +126,5 @@ def _hint(run: RunFolder, rows: Mapping[str, Evaluated], where: Sequence[Scope])
 def _is_ablation(settings: Settings, main: Settings) -> bool:
     """The same as the run in everything but the hint."""
     blind = main.posterior.model_copy(update={"hint": False})
-    return settings == main.model_copy(update={"posterior": blind, "comparisons": {}})
+    rows: dict[str, Any] = {"comparisons": {}}
+    return settings.model_copy(update=rows) == main.model_copy(update={"posterior": blind, **rows})

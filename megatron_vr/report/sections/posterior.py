@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Section, Table, Words
+from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Table, Words
 from megatron_vr.report.plots.bars import BarPanel, Bars, grouped_bars
 from megatron_vr.report.questions import Question
 from megatron_vr.report.results import Evaluated, Scope, difference, scopes, score
@@ -15,7 +15,6 @@ from megatron_vr.report.sampled import Sampled
 from megatron_vr.report.wording import (
     amount,
     decimal,
-    iteration_title,
     listed,
     percent,
     picture_name,
@@ -26,24 +25,20 @@ UNSEEN = "no reference"
 METRICS = ("coverage", "accuracy")
 
 
-def posterior_section(
-    run: RunFolder, sampled: Mapping[int, Sequence[Sampled]], asked: Mapping[str, Question]
-) -> Section:
-    """`sampled` by iteration; `asked` are the training questions."""
-    blocks: list[Block] = []
-    for t in run.iterations:
-        known = [s for s in sampled[t] if s.accepted is not None and s.ids]
-        waiting = [s.name for s in sampled[t] if s.accepted is None]
-        if not known:
-            what = "traces have no sampled answers" if sampled[t] else "no traces are sampled yet"
-            blocks.append(Missing(iteration_title(f"{what}.", t, len(run.iterations)).capitalize()))
-            continue
-        blocks += _iteration(run, t, known, asked)
-        if waiting:
-            blocks.append(
-                Missing(f"No answers were sampled after the traces of: {listed(waiting)}.")
-            )
-    return Section("posterior", "Posterior", blocks)
+def posterior_blocks(
+    run: RunFolder, t: int, sampled: Sequence[Sampled], asked: Mapping[str, Question]
+) -> list[Block]:
+    """Of iteration t; `sampled` is all of it, `asked` are the training questions."""
+    known = [s for s in sampled if s.accepted is not None and s.ids]
+    waiting = listed([s.name for s in sampled if s.accepted is None])
+    if not sampled:
+        return [Missing("No traces are sampled yet.")]
+    if not known:
+        return [Missing(f"Without sampled answers: {waiting}. So accuracy is not known.")]
+    blocks = _measured(run, t, known, asked)
+    if waiting:
+        blocks.append(Missing(f"Left out, for no answers were sampled after them: {waiting}."))
+    return blocks
 
 
 def first_traces(sampler: Sampled, k: int) -> Evaluated:
@@ -71,7 +66,7 @@ def training_scopes(asked: Mapping[str, Question]) -> list[Scope]:
     return found
 
 
-def _iteration(
+def _measured(
     run: RunFolder, t: int, samplers: Sequence[Sampled], asked: Mapping[str, Question]
 ) -> list[Block]:
     k = min(sampler.per_question for sampler in samplers)
@@ -84,11 +79,10 @@ def _iteration(
         "traces, by the first answer after each. Accuracy: the share of those traces accepted. "
         "± one standard error over questions."
     )
-    title = iteration_title("with and without the hint", t, len(run.iterations))
     return [
         Words(_sentence(samplers, measured, where[0], k)),
         Table(heads, lines, caption, "sampler"),
-        _picture(run, t, title, samplers, measured, where, k),
+        _picture(run, t, samplers, measured, where, k),
         *_unequal(samplers),
     ]
 
@@ -129,7 +123,6 @@ def _sentence(
 def _picture(
     run: RunFolder,
     t: int,
-    title: str,
     samplers: Sequence[Sampled],
     measured: Mapping[str, Evaluated],
     where: Sequence[Scope],
@@ -155,7 +148,7 @@ def _picture(
     return Picture(
         picture_name("posterior", t, len(run.iterations)),
         grouped_bars(panels),
-        f"{title}: coverage and accuracy of each sampler per band",
+        "Coverage and accuracy of each sampler per band, with standard errors",
     )
 
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import yaml
 
-from megatron_vr.report.blocks import Block, Cell, Code, Line, Missing, Section, Table, Words
+from megatron_vr.report.blocks import (
+    Block,
+    Cell,
+    Code,
+    Folded,
+    Line,
+    Missing,
+    Section,
+    Table,
+    Words,
+)
 from megatron_vr.report.doctor import version
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.run_folder import SETTINGS, RunFolder, Stage
@@ -19,7 +29,13 @@ SHOWN_VERSIONS = ("megatron-vr", "megatron-core", "torch", "transformers", "pyar
 
 def settings_section(run: RunFolder) -> Section:
     """Stages, what the comparisons change, versions, and the settings in full."""
-    blocks: list[Block] = [_stages(run)] if run.stages else [Missing("No stage has begun yet.")]
+    blocks: list[Block] = []
+    if not run.stages:
+        blocks.append(Missing("No stage has begun yet."))
+    elif all(stage.done for stage in run.stages.values()):
+        blocks.append(Folded("Stages and what each left", [_stages(run)]))
+    else:
+        blocks.append(_stages(run))
     strangers = run.strangers()
     if strangers:
         names = listed([str(stage.path.relative_to(run.path)) for stage in strangers])
@@ -47,15 +63,15 @@ def _stages(run: RunFolder) -> Table:
     lines = []
     for stage in stages:
         told = stage.summary()
-        cells = [Cell(str(stage.iteration)), Cell(_state(stage)), Cell(_numbers(told))]
+        numbers = Cell(_numbers(told))
+        cells = [Cell(str(stage.iteration)), Cell(_state(stage)), numbers]
         if timed:
             seconds = told.get("seconds")
             cells.insert(2, Cell(f"{seconds:,.0f}" if seconds is not None else "–"))
         lines.append(Line(f"{stage.label} ({stage.arm})", cells, colours[stage.arm]))
     heads = ["iteration", "state", *(["seconds"] if timed else []), "result"]
-    return Table(
-        [("", heads)], lines, "Stages that have begun, inputs before what uses them.", "stage"
-    )
+    caption = "Stages that have begun, inputs before what uses them."
+    return Table([("", heads)], lines, caption, "stage", words=True)
 
 
 def _in_running_order(run: RunFolder, stages: list[Stage]) -> list[Stage]:
@@ -96,11 +112,11 @@ def _comparisons(run: RunFolder) -> Table:
     for arm, changes in run.settings.comparisons.items():
         text = yaml.safe_dump(changes, default_flow_style=True, width=10_000).strip().strip("{}")
         lines.append(Line(arm, [Cell(text)], colours[arm]))
-    return Table([("", ["differs from variational in"])], lines, "", "row")
+    return Table([("", ["differs from variational in"])], lines, "", "row", words=True)
 
 
 def _versions() -> Table:
     found = {"python": platform.python_version(), **{n: version(n) for n in SHOWN_VERSIONS}}
     lines = [Line(name, [Cell(there or "not installed")]) for name, there in found.items()]
     caption = "As installed where this page was written, which need not be where the run was."
-    return Table([("", ["version"])], lines, caption, "package")
+    return Table([("", ["version"])], lines, caption, "package", words=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Section, Table, Words
+from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Table
 from megatron_vr.report.plots.distributions import Spread, SpreadPanel, spread_panels
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.sampled import Sampled, made_from
 from megatron_vr.report.wording import (
-    describe,
-    iteration_title,
     percent,
     picture_name,
     policy_name,
@@ -26,25 +24,16 @@ from megatron_vr.traces.tables import SCORES, TRACES, VERDICTS, WEIGHTS
 Floats = NDArray[np.float64]
 
 
-def traces_section(run: RunFolder, sampled: Mapping[int, Sequence[Sampled]]) -> Section:
-    """Health of what was sampled, iteration by iteration."""
-    blocks: list[Block] = []
-    for t in run.iterations:
-        if len(run.iterations) > 1:
-            blocks.append(Words(f"Iteration {t}", "quiet"))
-        known = [s for s in sampled[t] if s.ids]
-        blocks += _lengths(run, t, known)
-        if known:
-            blocks.append(_losses(run, known))
-        blocks += _questions(run, t)
-        blocks += _agreement(run, known)
-        if known:
-            blocks.append(_leaks(known))
-        else:
-            blocks.append(
-                Missing(iteration_title("No traces are sampled yet.", t, len(run.iterations)))
-            )
-    return Section("traces", "Traces", blocks)
+def traces_blocks(run: RunFolder, t: int, sampled: Sequence[Sampled]) -> list[Block]:
+    """Health of what was sampled in iteration t."""
+    known = [s for s in sampled if s.ids]
+    blocks = _lengths(run, t, known)
+    if known:
+        blocks.append(_losses(run, known))
+    blocks += _questions(run, t)
+    blocks += _agreement(run, known)
+    blocks.append(_leaks(known) if known else Missing("No traces are sampled yet."))
+    return blocks
 
 
 def _lengths(run: RunFolder, t: int, known: Sequence[Sampled]) -> list[Block]:
@@ -56,10 +45,10 @@ def _lengths(run: RunFolder, t: int, known: Sequence[Sampled]) -> list[Block]:
         panels.append(
             SpreadPanel(title, series, "trace length (tokens)", "% of traces", whole=True)
         )
-    evaluated = [
-        (f"{arm} (evaluation)", colours[arm], run.find("evaluate", arm, t)) for arm in run.arms
+    evaluated = {arm: run.find("evaluate", arm, t) for arm in run.arms}
+    series = [
+        Spread(arm, colours[arm], _evaluated(stage)) for arm, stage in evaluated.items() if stage
     ]
-    series = [Spread(n, c, _evaluated(stage)) for n, c, stage in evaluated if stage is not None]
     if series:
         after = policy_name(t)
         title = f"Held-out questions: median {np.median(series[0].values):.0f} tokens ({after})"
@@ -119,8 +108,7 @@ def _questions(run: RunFolder, t: int) -> list[Block]:
             cells = [Cell(f"{asked:,}"), *(Cell(percent(told[name] / asked)) for name in names)]
             origins = told.get("origins", {})
             cells.append(Cell(", ".join(f"{count:,} {name}" for name, count in origins.items())))
-            about = describe(run.arms[stage.arm])
-            lines.append(Line(stage.arm, cells, colours[stage.arm], about))
+            lines.append(Line(stage.arm, cells, colours[stage.arm]))
     if not lines:
         return []
     heads = [

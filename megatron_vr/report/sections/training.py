@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_vr.report.blocks import Block, Folded, Missing, Picture, Section, Words
+from megatron_vr.report.blocks import Block, Folded, Missing, Picture, Words
 from megatron_vr.report.plots.lines import Line, LinePanel, line_panels
 from megatron_vr.report.plots.style import START, row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.wording import listed, picture_name
 
-LOSS = "weighted loss (nats per expected target token)"
+LOSS = "weighted loss (nats per token)"
 OTHERS = {
     "grad_norm": ("Gradient norm", "before clipping"),
     "effective_sample_size": ("Effective sample size", "examples per batch"),
@@ -29,35 +29,33 @@ class Curve:
     colour: str
     rows: Sequence[Mapping[str, float]]
 
-    def line(self, metric: str, name: str) -> Line:
+    def line(self, metric: str, name: str, dashed: bool = False) -> Line:
         """One metric over steps."""
         known = [row for row in self.rows if metric in row]
         steps, values = [row["step"] for row in known], [row[metric] for row in known]
-        return Line(name, self.colour, steps, values, dashed=self.stage.label == "posterior")
+        return Line(name, self.colour, steps, values, dashed=dashed)
 
 
-def training_section(run: RunFolder) -> Section:
-    """The loss in sight, the other metrics folded away."""
-    blocks: list[Block] = []
-    several = len(run.iterations) > 1
-    for t in run.iterations:
-        kinds = {
-            "sft": _curves(run, "sft", 0) if t == 1 else [],
-            "posterior": _curves(run, "posterior", t),
-            "train": _curves(run, "train", t),
-        }
-        drawn = {kind: curves for kind, curves in kinds.items() if curves}
-        if several:
-            blocks.append(Words(f"Iteration {t}", "quiet"))
-        if not drawn:
-            blocks.append(Missing("No training has written metrics yet."))
-            continue
-        blocks.append(_losses(run, drawn, t))
-        blocks.append(Folded("gradient norm, sample size, speed", [_others(run, drawn, t)]))
-        waiting = [KINDS[kind] for kind in kinds if kind not in drawn and (kind != "sft" or t == 1)]
-        if waiting:
-            blocks.append(Missing(f"Not trained yet: {listed(waiting)}."))
-    return Section("training", "Training", blocks)
+def training_blocks(run: RunFolder, t: int) -> list[Block]:
+    """The losses of iteration t in sight, the other metrics folded away."""
+    kinds = {
+        "sft": _curves(run, "sft", 0) if t == 1 else [],
+        "posterior": _curves(run, "posterior", t),
+        "train": _curves(run, "train", t),
+    }
+    drawn = {kind: curves for kind, curves in kinds.items() if curves}
+    if not drawn:
+        return [Missing("No training has written metrics yet.")]
+    blocks: list[Block] = [
+        _losses(run, drawn, t),
+        Folded("Gradient norm, sample size, speed, learning rate", [_others(run, drawn, t)]),
+    ]
+    if "train" not in drawn:
+        blocks.append(Missing("The θ-step has not begun."))
+    if t > 1 and "posterior" not in drawn and run.own("sample-posterior", t):
+        told = "No posterior is trained anew: its settings and data are the last iteration's."
+        blocks.append(Words(told, "quiet"))
+    return blocks
 
 
 def _curves(run: RunFolder, label: str, iteration: int) -> list[Curve]:
@@ -74,9 +72,12 @@ def _curves(run: RunFolder, label: str, iteration: int) -> list[Curve]:
 
 def _losses(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Picture:
     """A panel for each kind of training, for their losses do not compare."""
-    panels = []
+    panels: list[LinePanel] = []
     for kind, curves in drawn.items():
-        lines = [curve.line("loss", curve.stage.arm) for curve in curves]
+        lines = [
+            curve.line("loss", KINDS["sft"] if kind == "sft" else curve.stage.arm)
+            for curve in curves
+        ]
         title = KINDS[kind]
         if len(lines) == 1 and len(lines[0].y) > 1:
             title += f": loss {lines[0].y[0]:.2f} → {lines[0].y[-1]:.2f}"
@@ -90,7 +91,7 @@ def _others(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Pic
     panels = []
     for metric, (title, unit) in OTHERS.items():
         lines = [
-            curve.line(metric, _name(kind, curve.stage.arm))
+            curve.line(metric, _name(kind, curve.stage.arm), dashed=kind == "posterior")
             for kind, curves in drawn.items()
             for curve in curves
         ]
@@ -101,7 +102,7 @@ def _others(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Pic
 
 
 def _name(kind: str, arm: str) -> str:
-    return {"sft": KINDS["sft"], "posterior": f"q of {arm}"}.get(kind, arm)
+    return {"sft": KINDS["sft"], "posterior": f"{arm}'s q"}.get(kind, arm)
 
 
 def _titles(drawn: Mapping[str, Sequence[Curve]]) -> list[str]:

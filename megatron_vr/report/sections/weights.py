@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_vr.objectives.groups import effective_sample_size
-from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Section, Table, Words
+from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Table, Words
 from megatron_vr.report.plots.distributions import Spread, SpreadPanel, spread_panels
 from megatron_vr.report.plots.style import MUTED, row_colours
 from megatron_vr.report.questions import Question
 from megatron_vr.report.results import scopes
 from megatron_vr.report.run_folder import RunFolder, Stage
-from megatron_vr.report.wording import describe, percent, picture_name
+from megatron_vr.report.wording import decimal, percent, picture_name
 from megatron_vr.traces.tables import WEIGHTS
 
 Floats = NDArray[np.float64]
@@ -34,21 +34,17 @@ class Weighed:
     mass: Mapping[str, float]
 
 
-def weights_section(run: RunFolder, asked: Mapping[str, Question]) -> Section:
-    """For each row that weighs traces of its own."""
-    blocks: list[Block] = []
-    for t in run.iterations:
-        weighed = [read_weights(stage) for stage in run.own("weigh", t)]
-        if len(run.iterations) > 1:
-            blocks.append(Words(f"Iteration {t}", "quiet"))
-        if not weighed:
-            blocks.append(Missing("No traces have been weighed yet."))
-            continue
-        blocks.append(Words(_sentence(run, weighed[0])))
+def weights_blocks(run: RunFolder, t: int, asked: Mapping[str, Question]) -> list[Block]:
+    """For each row that weighs traces of its own in iteration t."""
+    weighed = [read_weights(stage) for stage in run.own("weigh", t)]
+    if not weighed:
+        return [Missing("No traces have been weighed yet.")]
+    blocks: list[Block] = [Words(_sentence(run, weighed[0]))]
+    if any(w.ess.size for w in weighed):
         blocks.append(_picture(run, t, weighed))
-        if asked:
-            blocks.append(_lean(run, weighed, asked))
-    return Section("weights", "Weights", blocks)
+    if asked:
+        blocks.append(_lean(run, weighed, asked))
+    return blocks
 
 
 def read_weights(stage: Stage) -> Weighed:
@@ -82,26 +78,33 @@ def _sentence(run: RunFolder, weighed: Weighed) -> str:
 
 def _picture(run: RunFolder, t: int, weighed: Sequence[Weighed]) -> Picture:
     colours = row_colours(run.rows)
-    rho = [
-        Spread(w.arm, colours[w.arm], w.weights[w.weights > 0])
-        for w in weighed
-        if run.arms[w.arm].weights.normalise == "question"
-    ]
+    normalised = [w for w in weighed if run.arms[w.arm].weights.normalise == "question"]
+    rho = [Spread(w.arm, colours[w.arm], w.weights[w.weights > 0]) for w in normalised]
     ess = [Spread(w.arm, colours[w.arm], w.ess) for w in weighed]
     panels = []
-    if rho:
-        zero = ", ".join(f"{100 * np.mean(w.weights == 0):.0f}%" for w in weighed[: len(rho)])
-        title = f"Weights above zero (zero: {zero})" if len(rho) == 1 else "Weights above zero"
+    if any(spread.values.size for spread in rho):
+        half = np.median(rho[0].values) if rho[0].values.size else 0.0
         panels.append(
             SpreadPanel(
-                title, rho, "ρ̃, a trace's share of its question", "% of traces with ρ̃ > 0", 0, 1
+                f"{rho[0].name}: half of the weights are ≥ {decimal(half, 2)}",
+                rho,
+                "x: weight ρ̃ of traces that have any",
+                "% of traces at x or more",
+                low=0,
+                high=1,
+                cumulative=True,
             )
         )
-    if ess and weighed[0].ess.size:
-        title = f"Half of the questions rest on {np.median(weighed[0].ess):.1f} traces or more"
+    if any(spread.values.size for spread in ess):
+        half = np.median(ess[0].values) if ess[0].values.size else 0.0
         panels.append(
             SpreadPanel(
-                title, ess, "effective sample size (traces)", "% of questions with weights", 1
+                f"{ess[0].name}: half of the questions have ≥ {half:.1f}",
+                ess,
+                "x: effective sample size (traces)",
+                "% of questions at x or more",
+                low=1,
+                cumulative=True,
             )
         )
     return Picture(
@@ -127,7 +130,7 @@ def _lean(run: RunFolder, weighed: Sequence[Weighed], asked: Mapping[str, Questi
         total = sum(w.mass.values())
         shares = [sum(w.mass.get(i, 0.0) for i in band.ids) for band in bands]
         cells = [Cell(percent(share / total) if total else "–") for share in shares]
-        lines.append(Line(w.arm, cells, colours[w.arm], describe(run.arms[w.arm])))
+        lines.append(Line(w.arm, cells, colours[w.arm]))
     return Table(
         [("share of the weight of chosen traces", [band.name for band in bands])],
         lines,

@@ -1,0 +1,173 @@
+"""A Megatron model built from a Hugging Face folder computes what Transformers computes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_vr.convert.load import load_hf
+from megatron_vr.errors import SettingsError
+from megatron_vr.models.architecture import Architecture, read_architecture
+from megatron_vr.models.gpt import build_model, transformer_config
+from megatron_vr.models.spec import check_spec
+from megatron_vr.parallel.layout import Layout
+from tests.models.reference import VOCABULARY, label_log_probs, tiny_model
+
+pytestmark = pytest.mark.usefixtures("megatron")
+
+# One long sequence and many short ones: attended in more than one batch.
+LENGTHS = [60, 3, 1, 5, 4, 17, 2]
+
+
+def build(architecture: Architecture, **changes: Any) -> Any:
+    options: dict[str, Any] = {
+        "spec": "plain",
+        "dtype": "float32",
+        "recompute": "none",
+        "log_prob_chunk": 7,
+    }
+    (model,) = build_model(architecture, Layout(), **options | changes)
+    return model
+
+
+def loaded(reference: Any, folder: Path, **changes: Any) -> Any:
+    reference.save_pretrained(folder)
+    architecture = read_architecture(folder)
+    model = build(architecture, **changes)
+    load_hf([model], folder, architecture)
+    return model
+
+
+def sequences() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(0, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed_log_probs(model: Any, ids: list[Tensor]) -> Tensor:
+    """log p of every token but the first of each sequence, through one pack."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    lengths = torch.tensor([len(sequence) for sequence in ids])
+    bounds = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
+    tokens = torch.cat(ids)[None]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[0, bounds[1:] - 1] = False
+    pack = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=int(lengths.max()),
+        max_seqlen_kv=int(lengths.max()),
+    )
+    positions = torch.cat([torch.arange(len(sequence)) for sequence in ids])[None]
+    labels = tokens.roll(-1, 1)
+    log_probs: Tensor = model(
+        tokens, positions, None, labels=labels, loss_mask=mask, packed_seq_params=pack
+    )
+    return log_probs
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_logits_equal_transformers(family: str, tied: bool, tmp_path: Path) -> None:
+    reference = tiny_model(family, tied)
+    model = loaded(reference, tmp_path)
+    ids = torch.randint(0, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(20).expand(3, -1)
+    with torch.no_grad():
+        logits, expected = model(ids, positions, None), reference(ids).logits
+    assert logits.shape == (3, 20, VOCABULARY)
+    assert expected.std() > 0.1, "the reference is too flat to tell models apart"
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
+def test_a_pack_gives_each_sequences_own_log_probs_and_gradients(
+    family: str, tied: bool, tmp_path: Path
+) -> None:
+    reference = tiny_model(family, tied)
+    model = loaded(reference, tmp_path)
+    found = packed_log_probs(model, sequences())
+    expected = torch.cat([label_log_probs(reference, ids) for ids in sequences() if len(ids) > 1])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+    coefficients = torch.linspace(-1, 1, len(found))
+    (coefficients @ found).backward()
+    (coefficients @ expected).backward()
+    # Parameters that are the same in both: the embedding and the last norm see every path.
+    pairs = [
+        (model.embedding.word_embeddings.weight, reference.model.embed_tokens.weight),
+        (model.decoder.final_layernorm.weight, reference.model.norm.weight),
+        (
+            model.decoder.layers[0].mlp.linear_fc2.weight,
+            reference.model.layers[0].mlp.down_proj.weight,
+        ),
+    ]
+    for ours, theirs in pairs:
+        scale = float(theirs.grad.abs().max())
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5 * scale, rtol=0)
+
+
+def test_bfloat16_differs_from_float32_by_rounding_only(tmp_path: Path) -> None:
+    reference = tiny_model("qwen3", False)
+    model = loaded(reference, tmp_path, dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        found = packed_log_probs(model, sequences())
+        exact = torch.cat([label_log_probs(reference, ids) for ids in sequences() if len(ids) > 1])
+        low = reference.bfloat16()
+        theirs = torch.cat([label_log_probs(low, ids) for ids in sequences() if len(ids) > 1])
+    assert found.dtype == torch.float32
+    # Measured against Transformers' own loss of precision at bfloat16.
+    assert (found - exact).std() < 1.5 * (theirs - exact).std()
+
+
+def test_a_pack_must_end_at_its_last_token(tmp_path: Path) -> None:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    tiny_model("qwen3", False).config.save_pretrained(tmp_path)
+    attention = build(read_architecture(tmp_path)).decoder.layers[0].self_attention.core_attention
+    bounds = torch.tensor([0, 4])
+    pack = PackedSeqParams(qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds)
+    tensors = [torch.randn(6, 2, 8) for _ in "qkv"]
+    with pytest.raises(ValueError, match="end at token 4, but it has 6"):
+        attention(*tensors, None, packed_seq_params=pack)
+
+
+def test_labels_need_a_bool_loss_mask(tmp_path: Path) -> None:
+    tiny_model("qwen3", False).config.save_pretrained(tmp_path)
+    model = build(read_architecture(tmp_path))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="loss_mask of dtype bool"):
+        model(ids, ids, None, labels=ids, loss_mask=torch.ones(1, 4))
+
+
+def test_losses_are_sums_whenever_gradients_are_reduced(tmp_path: Path) -> None:
+    tiny_model("qwen3", False).config.save_pretrained(tmp_path)
+    config = transformer_config(
+        read_architecture(tmp_path), Layout(), spec="plain", dtype="float32", recompute="none"
+    )
+    assert config.calculate_per_token_loss
+
+
+def test_plain_layers_refuse_context_parallelism() -> None:
+    with pytest.raises(SettingsError, match=r"parallel\.context=2 needs model\.spec=te"):
+        check_spec("plain", context=2)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("transformer_engine") is not None, reason="it is installed"
+)
+def test_missing_transformer_engine_names_the_extra() -> None:
+    with pytest.raises(SettingsError, match=r"megatron-vr\[gpu\]"):
+        check_spec("te", context=1)
+
+
+def test_an_unknown_spec_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"model\.spec='fast'"):
+        check_spec("fast", context=1)
