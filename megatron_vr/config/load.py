@@ -114,11 +114,16 @@ def _override(raw: RawSettings, text: str) -> RawSettings:
 
 def _set(raw: RawSettings, key: str, value: Any, where: str) -> RawSettings:
     path = key.split(".")
-    nested: Any = value
-    for name in reversed(path):
-        nested = {name: nested}
     places = dict(raw.places)
     for end in range(1, len(path) + 1):
         places.setdefault(tuple(path[:end]), where)
     places[tuple(path)] = where
-    return RawSettings(_merge(raw.values, nested), places)
+    return RawSettings(_replaced(raw.values, path, value), places)
+
+
+def _replaced(tree: Tree, path: Sequence[str], value: Any) -> Tree:
+    """`tree` with `value` at `path`, whatever was there."""
+    head, rest = path[0], path[1:]
+    below = tree.get(head)
+    inner = _replaced(below if isinstance(below, dict) else {}, rest, value) if rest else value
+    return {**tree, head: inner}

@@ -5,35 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-METRICS = ("greedy", "accuracy")
-
 
 def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """One line per row: greedy, mean over samples and pass@k, over all and per band."""
+    """A section for all questions and for each band; a line in it for each row."""
     rows, spreads = results["rows"], results.get("spread", {})
     first = next(iter(rows.values()))
-    metrics = [*METRICS, *(key for key in first if key.startswith("pass@"))]
-    bands = list(first["bands"])
-    table = Table(title="held-out questions", caption="accuracy: mean over samples")
-    table.add_column("row", no_wrap=True)
-    for scope in ("all", *bands):
-        for metric in metrics:
-            table.add_column(f"{scope}\n{metric}", justify="right", no_wrap=True)
-    for name, row in rows.items():
-        wide = spreads.get(name, {})
-        cells = [_cell(row, wide, metric) for metric in metrics]
-        for band in bands:
-            deeper = wide.get("bands", {}).get(band, {})
-            cells += [_cell(row["bands"].get(band, {}), deeper, metric) for metric in metrics]
-        table.add_row(name, *cells)
+    metrics = ["greedy", "accuracy", *(key for key in first if key.startswith("pass@"))]
+    table = Table(title="held-out questions", box=SIMPLE_HEAD, caption="accuracy: over samples")
+    for name in ("questions", "row"):
+        table.add_column(name, no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right", no_wrap=True)
+    for scope in ("all", *first["bands"]):
+        shown = f"{scope} ({first['questions'] if scope == 'all' else _count(first, scope)})"
+        for name, row in rows.items():
+            values, wide = _scope(row, scope), _scope(spreads.get(name, {}), scope)
+            table.add_row(shown, name, *(_cell(values, wide, metric) for metric in metrics))
+            shown = ""
+        table.add_section()
     (console or Console()).print(table)
 
 
-def _cell(row: Mapping[str, Any], wide: Mapping[str, Any], metric: str) -> str:
-    if metric not in row:
+def _scope(row: Mapping[str, Any], scope: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = row if scope == "all" else row.get("bands", {}).get(scope, {})
+    return found
+
+
+def _count(row: Mapping[str, Any], band: str) -> str:
+    return f"{row['bands'][band]['questions']:g}"
+
+
+def _cell(values: Mapping[str, Any], wide: Mapping[str, Any], metric: str) -> str:
+    if metric not in values:
         return "–"
-    value = f"{row[metric]:.3f}"
+    value = f"{values[metric]:.3f}"
     return f"{value} ±{wide[metric]:.3f}" if metric in wide else value

@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel, Qwen2Config, Qwen3Config
 
 VOCAB = 31
 CONTEXT = 48
 
 
 def _tiny_model(family: str) -> PreTrainedModel:
-    shape = {
+    spread = 0.3  # of the initial weights: far from a uniform next-token distribution
+    qwen = {
         "vocab_size": VOCAB,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -19,15 +20,30 @@ def _tiny_model(family: str) -> PreTrainedModel:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": CONTEXT,
-        "initializer_range": 0.3,  # far from a uniform next-token distribution
+        "initializer_range": spread,
         "tie_word_embeddings": True,
     }
-    config = Qwen3Config(head_dim=8, **shape) if family == "qwen3" else Qwen2Config(**shape)
+    gpt2 = {
+        "vocab_size": VOCAB,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": CONTEXT,
+        "initializer_range": spread,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    configs = {
+        "qwen3": lambda: Qwen3Config(head_dim=8, **qwen),
+        "qwen2": lambda: Qwen2Config(**qwen),
+        # Its positions are absolute, so that padding must not shift them.
+        "gpt2": lambda: GPT2Config(**gpt2),
+    }
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(configs[family](), dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="session", params=["qwen3", "qwen2"])
+@pytest.fixture(scope="session", params=["qwen3", "qwen2", "gpt2"])
 def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A tiny random fp32 model of 31 tokens and 48 positions; every test runs for each family."""
     return _tiny_model(request.param)

@@ -28,7 +28,7 @@ from megatron_vr.report.token_probs import (
     pieces,
     token_log_probs,
 )
-from megatron_vr.report.wording import decimal, nats
+from megatron_vr.report.wording import amount, decimal, nats
 
 FULL_TINT = 3.0  # nats of log π − log q at which the colour is deepest
 TIPS_UP_TO = 600  # tokens; in longer traces, neighbours of like colour share an element
@@ -142,7 +142,7 @@ def _card(
 
 
 def _facts(one: Shown) -> list[tuple[str, str]]:
-    facts = [("length", f"{len(one.trace['trace_ids']):,} tokens")]
+    facts = [("length", amount(len(one.trace["trace_ids"]), "token"))]
     if one.weight is None:
         facts.append(("weight", "not weighed yet"))
     else:

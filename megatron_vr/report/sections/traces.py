@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Table
+from megatron_vr.report.blocks import Block, Cell, Line, Missing, Picture, Table, Words
 from megatron_vr.report.plots.distributions import Spread, SpreadPanel, spread_panels
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
@@ -22,6 +22,7 @@ from megatron_vr.report.wording import (
 from megatron_vr.traces.tables import SCORES, TRACES, VERDICTS, WEIGHTS
 
 Floats = NDArray[np.float64]
+ROUNDING = 0.03  # nats per token that bfloat16 in one of the two explains
 
 
 def traces_blocks(run: RunFolder, t: int, sampled: Sequence[Sampled]) -> list[Block]:
@@ -142,26 +143,33 @@ def read_agreement(run: RunFolder, sampler: Sampled) -> Agreement | None:
 
 def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
     lines = []
+    apart = []
     for sampler in known:
         found = None if sampler.of_policy else read_agreement(run, sampler)
-        if found is not None and found.per_trace.size:
-            cells = [
-                Cell(f"{value:.2g}")
-                for values in (found.per_trace, found.per_token)
-                for value in (values.mean(), np.percentile(values, 99), values.max())
-            ]
-            lines.append(Line(sampler.name, cells, sampler.colour))
+        if found is None or not found.per_trace.size:
+            continue
+        cells = [
+            Cell(f"{value:.2g}")
+            for values in (found.per_trace, found.per_token)
+            for value in (values.mean(), np.percentile(values, 99), values.max())
+        ]
+        lines.append(Line(sampler.name, cells, sampler.colour))
+        if found.per_token.mean() > ROUNDING:
+            apart.append(sampler.name)
     if not lines:
-        if any(not s.of_policy for s in known):
-            return [Missing("The traces are not scored yet: engine and trainer are not compared.")]
-        return []
+        told = "The traces are not scored yet: engine and trainer are not compared."
+        return [Missing(told)] if any(not s.of_policy for s in known) else []
     columns = ["mean", "99th percentile", "largest"]
     heads = [("nats per trace", columns), ("nats per token", columns)]
     caption = (
         "Σ log q(z) as the sampling engine saw it against the trainer's own pass, absolute "
-        "difference. Anything beyond rounding means that the two do not run the same model."
+        "difference. More than rounding means that the two do not run the same model."
     )
-    return [Table(heads, lines, caption, "sampler")]
+    blocks: list[Block] = [Table(heads, lines, caption, "sampler")]
+    if apart:
+        told = f"Engine and trainer disagree beyond rounding on the traces of: {listed(apart)}."
+        blocks.append(Words(told, "warning"))
+    return blocks
 
 
 def _leaks(known: Sequence[Sampled]) -> Table:
