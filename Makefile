@@ -25,7 +25,7 @@ ablation: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .

@@ -39,6 +39,9 @@ setup(
         "tensorboard",
         "math-verify",
         "pebble",
+        "psutil",  # Megatron's checkpoint writer waits for ever without it
+        # Megatron-Core 0.19 imports it, also without a GPU.
+        'triton; python_version >= "3.12" and platform_system == "Linux"',
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]>=2.8"],

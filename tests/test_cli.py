@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one clear message, an exit code, nothing half-written."""
+"""What a user sees when something is wrong: one clear message, nothing half-written."""
 
 from __future__ import annotations
 

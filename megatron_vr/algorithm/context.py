@@ -66,4 +66,6 @@ def title(node: Node) -> str:
 def model_folder(node: Node) -> Path:
     """The Hugging Face folder that a `base` or `export` node made."""
     given = node.settings.model.path if node.stage == "base" else None
-    return Path(given) if given is not None else node.path / "model"
+    if given is not None and Path(given).is_dir():
+        return Path(given)
+    return node.path / "model"

@@ -13,6 +13,7 @@ from typing import Literal
 from megatron_vr.config.settings import DataSettings
 from megatron_vr.problems.problem import Problem
 from megatron_vr.problems.prompts import PromptFormat
+from megatron_vr.problems.stratos import last_boxed
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def posterior_rollouts(
     examples = []
     for rollout in rollouts:
         problem = problems[rollout.problem_id]
-        prompt = sampler_prompt(prompts, problem, rollout.answer_text if hint else None)
+        reached = last_boxed(rollout.answer_text) or rollout.answer_text
+        prompt = sampler_prompt(prompts, problem, reached if hint else None)
         weight = 1.0 / accepted[problem.id]
         examples.append(
             _example(rollout.trace_id, problem, "policy", prompt, rollout.trace_ids, weight)

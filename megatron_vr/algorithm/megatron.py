@@ -57,16 +57,13 @@ def open_megatron(settings: Settings, world: World) -> Megatron:
     import torch
     from megatron.core import parallel_state
 
-    from megatron_vr.parallel.cpu_compat import enable_cpu
     from megatron_vr.parallel.layout import initialise, join_world
 
     layout = layout_of(settings)
     if not parallel_state.model_parallel_is_initialized():
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            enable_cpu()
         join_world(settings.parallel.timeout_minutes)
-        initialise(layout, settings.run.seed, device)
+        initialise(layout, settings.run.seed, device, settings.parallel.timeout_minutes)
     return Megatron(
         model_settings=settings.model,
         layout=layout,

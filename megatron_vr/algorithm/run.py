@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from megatron_vr.algorithm.check_model import check_model
 from megatron_vr.algorithm.context import Context
 from megatron_vr.algorithm.digests import digests
 from megatron_vr.algorithm.plan import Node, Plan, make_plan
@@ -40,6 +41,7 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
     """
     processes = processes_of(settings)
     check_settings(settings, processes)
+    check_model(settings, processes)
     plan = make_plan(settings, digests(settings))
     if not start_over:
         for node in plan.nodes:

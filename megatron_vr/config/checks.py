@@ -34,7 +34,6 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
-    yield from _context_faults(s)
     yield from _warmup_faults(s)
 
 
@@ -60,18 +59,4 @@ def _warmup_faults(s: Settings) -> Iterator[str]:
             yield (
                 f"{name}.optimizer.warmup_steps is {warmup}, but {name}.steps is "
                 f"{training.steps}; warm up for fewer steps or train for more"
-            )
-
-
-def _context_faults(s: Settings) -> Iterator[str]:
-    """Limits that can be seen from the settings alone; prompts are checked when they are known."""
-    shape = s.model.random
-    if shape is None:
-        return
-    for name in ("rollouts", "traces", "evaluation", "answers"):
-        asked = getattr(s, name).max_new_tokens
-        if asked >= shape.max_positions:
-            yield (
-                f"{name}.max_new_tokens is {asked}, but the model's context is "
-                f"model.random.max_positions = {shape.max_positions}; lower one or raise the other"
             )

@@ -85,8 +85,9 @@ def _collect_places(node: yaml.Node, at: Place, path: Path, places: dict[Place, 
             if key.value in seen:
                 raise SettingsError(f"{path}:{line}: `{key.value}` is given twice; remove one")
             seen.add(key.value)
-            _collect_places(value, (*at, key.value), path, places)
-            places[(*at, key.value)] = f"{path}:{line}"
+            inner = (*at, key.value)
+            _collect_places(value, inner, path, places)
+            places[inner] = f"{path}:{line}"
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _collect_places(value, (*at, index), path, places)

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_vr.convert.hf_writer import copy_companions, new_folder
 from megatron_vr.errors import SettingsError
+from megatron_vr.problems.tokenizer import save_tokenizer
 
 # Our names for a model's shape, and Transformers'.
 _FIELDS = {
@@ -80,7 +81,7 @@ def write_random_model(
             # As they are: a tokenizer is not rewritten by the version that happens to run.
             copy_companions(Path(tokenizer), temporary)
         else:
-            loaded.save_pretrained(temporary)
+            save_tokenizer(loaded, temporary)
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:

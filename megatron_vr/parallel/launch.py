@@ -49,6 +49,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         nproc_per_node=processes,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
+        run_id=f"megatron-vr-{os.getpid()}",
         max_restarts=0,
         monitor_interval=0.2,
     )

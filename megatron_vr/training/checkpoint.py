@@ -86,7 +86,13 @@ class Checkpoints:
         found = _whole(self.folder)
         return found[-1] if found else None
 
-    def save(self, step: int, state: TrainingState) -> Path:
+    def check(self, path: Path) -> None:
+        """Raise CheckpointError unless `path` is complete and of this very training."""
+        manifest = _read_manifest(path)
+        _check_files(path, manifest)
+        _check_identity(path, manifest, self.identity)
+
+    def save(self, step: int, state: TrainingState) -> None:
         """Publish the checkpoint after `step` steps; on return it is durable on all ranks."""
         final = self.path(step)
         aside = final.with_name(final.name + ".tmp")
@@ -103,18 +109,14 @@ class Checkpoints:
             for old in _whole(self.folder)[: -self.keep_last]:
                 shutil.rmtree(old)
         dist.barrier()
-        return final
 
     def load(self, path: Path, state: TrainingState) -> int:
-        """Set `state` to what `path` holds; the steps behind it.
+        """Set `state` to what the checked `path` holds; the steps behind it.
 
         At the layout and world size it was saved with, the training continues bit for bit; at
-        another one up to rounding. Raises CheckpointError for a checkpoint that is damaged, or of
-        another training or model.
+        another one up to rounding. Raises CheckpointError where it is unreadable or of another
+        model.
         """
-        manifest = _read_manifest(path)
-        _check_files(path, manifest)
-        _check_identity(path, manifest, self.identity)
         try:
             common = dist_checkpointing.load_common_state_dict(str(path))
             same_world = common["world_size"] == dist.get_world_size()
@@ -123,7 +125,7 @@ class Checkpoints:
         except _UNREADABLE as error:
             raise CheckpointError(
                 f"{path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
-                "delete it to resume from the checkpoint before it, or start over"
+                "delete it to resume from an earlier checkpoint, or start over"
             ) from error
         return int(common["step"])
 
@@ -154,7 +156,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise CheckpointError(
-                f"{file} {state}; delete {folder.name} to resume from the checkpoint before it, "
+                f"{file} {state}; delete {folder.name} to resume from an earlier checkpoint, "
                 "or start over"
             )
 

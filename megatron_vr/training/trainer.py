@@ -47,6 +47,8 @@ def train(job: TrainJob, on_step: OnStep | None = None) -> Path:
     world = World(dist.get_rank(), dist.get_world_size())
     checkpoints = Checkpoints(job.folder / "checkpoints", job.settings.keep_last, _identity(job))
     newest = world.from_main(checkpoints.newest() if world.is_main else None)
+    if newest is not None:
+        checkpoints.check(newest)
     final = checkpoints.path(plan.steps)
     if newest == final:
         return final
@@ -123,11 +125,11 @@ class _Training:
                 if on_step is not None:
                     on_step(metrics)
                 if metrics.step % job.settings.save_every == 0 or metrics.step == self.plan.steps:
-                    newest = self.checkpoints.save(metrics.step, self.state)
+                    self.checkpoints.save(metrics.step, self.state)
         finally:
             for sink in sinks:
                 sink.close()
-        return newest
+        return self.checkpoints.path(self.plan.steps)
 
     def _step(self) -> StepMetrics:
         began = time.perf_counter()

@@ -84,9 +84,9 @@ def update(
         micro_batch_size=1,
         forward_only=False,
     )
-    loss = _total(losses, batches[0].weights.device)
     _, grad_norm, _ = optimizer.step()
-    return Outcome(loss, float(grad_norm))
+    # Read last: waiting for the loss would keep a GPU from its optimizer step.
+    return Outcome(_total(losses, batches[0].weights.device), float(grad_norm))
 
 
 def run_model(model: Any, batch: MicroBatch) -> torch.Tensor:

@@ -48,7 +48,10 @@ def test_a_node_comes_after_its_inputs() -> None:
 def test_iterations_alternate_between_the_two_models() -> None:
     made = plan("run.iterations=2", "posterior.data=rollouts", "posterior.train.start=last")
     (second,) = made.select("posterior", 2, "variational")
-    first_policy, first_posterior = second.inputs["rollouts"].inputs["model"], second.inputs["start"]
+    first_policy, first_posterior = (
+        second.inputs["rollouts"].inputs["model"],
+        second.inputs["start"],
+    )
     assert (first_policy.label, first_policy.iteration) == ("export-policy", 1)
     assert (first_posterior.label, first_posterior.iteration) == ("export-posterior", 1)
     (train,) = made.select("train", 2, "variational")

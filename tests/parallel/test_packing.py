@@ -72,5 +72,5 @@ def test_an_empty_batch_gives_every_rank_one_empty_micro_batch() -> None:
 
 
 def test_a_sequence_longer_than_the_budget_names_the_setting() -> None:
-    with pytest.raises(DataError, match="micro_batch_tokens=8.*at least 9"):
+    with pytest.raises(DataError, match=r"micro_batch_tokens=8.*at least 9"):
         pack_batch([3, 9], ranks=1, budget=8)

@@ -65,6 +65,7 @@ class Writer:
     dice: random.Random
     trace_text: Callable[[str], str]
     models: Mapping[str, Path]
+    engine_error: float
 
     def write(self, node: Node) -> None:
         """One stage, finished."""
@@ -199,7 +200,8 @@ class Writer:
                 "trace_id": trace["trace_id"],
                 "trace_length": len(trace["trace_ids"]),
                 "policy_log_prob": trace["engine_log_prob"] - 2 * self.dice.random(),
-                "sampler_log_prob": trace["engine_log_prob"] + 1e-5 * self.dice.random(),
+                "sampler_log_prob": trace["engine_log_prob"]
+                + self.engine_error * len(trace["trace_ids"]) * self.dice.random(),
                 "answer_length": 4,
                 "answer_log_prob": -2.0,
             }
@@ -277,11 +279,13 @@ def write_run(
     trace_text: Callable[[str], str] = lambda answer: "c1 c2 c3 " * 5,
     edit: Callable[[Problem], Problem] = lambda problem: problem,
     models: Mapping[str, Path] | None = None,
+    engine_error: float = 1e-6,
 ) -> Written:
     """A run in `folder`; the stage labelled `stop_at` and all after it have not begun.
 
     `trace_text` makes a trace's text from its question's answer, `edit` changes each training
-    problem, `models` are Hugging Face folders by the label of the export that made them.
+    problem, `models` are Hugging Face folders by the label of the export that made them, and
+    `engine_error` is the largest difference of engine and trainer in nats per token.
     """
     settings = load_settings(TOY, [f"run.folder={folder}", *SMALL, *overrides])
     folder.mkdir(parents=True)
@@ -293,7 +297,9 @@ def write_run(
     written.problems["train"] = [edit(p) for p in load_problems(settings.problems.train)]
     written.problems["test"] = list(load_problems(settings.problems.test))
     plan = make_plan(settings, {})
-    writer = Writer(written, plan, random.Random(settings.run.seed), trace_text, models or {})
+    writer = Writer(
+        written, plan, random.Random(settings.run.seed), trace_text, models or {}, engine_error
+    )
     for node in _before(plan.nodes, stop_at):
         writer.write(node)
     return written

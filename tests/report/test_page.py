@@ -145,6 +145,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> str:
         stop_at="answer",
         trace_text=lambda answer: f"{answer} {HOSTILE}" + " c1" * 60,
         edit=lambda problem: replace(problem, question=f"{problem.question} {HOSTILE}"),
+        engine_error=0.5,
     )
     return write_report(written.folder).read_text(encoding="utf-8")
 
@@ -171,6 +172,14 @@ def test_early_answers_are_counted(unfinished: str) -> None:
         "sampler": ["answer stated early"],
         "posterior": ["100.0%"],
     }
+
+
+def test_an_engine_that_disagrees_with_the_trainer_is_called_out(
+    unfinished: str, page: PageReader
+) -> None:
+    words = "Engine and trainer disagree beyond rounding on the traces of: posterior."
+    assert words in PageReader(unfinished).text
+    assert "disagree beyond rounding" not in page.text
 
 
 def test_hostile_text_is_shown_not_run(unfinished: str) -> None:

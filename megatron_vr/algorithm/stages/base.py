@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from megatron_vr.algorithm.context import Context
+from pathlib import Path
+
+from megatron_vr.algorithm.context import Context, model_folder
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
+from megatron_vr.errors import CheckpointError
 
 
 def run(node: Node, context: Context) -> Finished:
@@ -13,11 +16,28 @@ def run(node: Node, context: Context) -> Finished:
 
     settings = node.settings.model
     if settings.path is not None:
-        architecture = read_architecture(settings.path)
+        if context.world.is_main and not Path(settings.path).is_dir():
+            _download(settings.path, node.path / "model")
+        context.world.barrier()
+        architecture = read_architecture(model_folder(node))
         return Finished(summary={"path": settings.path, "family": architecture.family})
     if context.world.is_main and not (node.path / "model").exists():
         _make_random(node)
     return Finished(summary={"path": str(node.path / "model")})
+
+
+def _download(name: str, destination: Path) -> None:
+    """Fetch the hub model `name`, weights as safetensors only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
+    try:
+        snapshot_download(name, local_dir=destination, allow_patterns=wanted)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(
+            f"model.path {name!r} is no folder here, and cannot be fetched from the hub: {error}"
+        ) from None
 
 
 def _make_random(node: Node) -> None:

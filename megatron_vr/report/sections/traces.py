@@ -14,11 +14,7 @@ from megatron_vr.report.plots.distributions import Spread, SpreadPanel, spread_p
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
 from megatron_vr.report.sampled import Sampled, made_from
-from megatron_vr.report.wording import (
-    percent,
-    picture_name,
-    policy_name,
-)
+from megatron_vr.report.wording import listed, percent, picture_name, policy_name
 from megatron_vr.traces.tables import SCORES, TRACES, VERDICTS, WEIGHTS
 
 Floats = NDArray[np.float64]
