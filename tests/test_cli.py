@@ -50,7 +50,7 @@ def test_a_context_too_small_for_the_outputs_ends_with_2(tmp_path: Path) -> None
     ("content", "told"),
     [
         ([], "empty"),
-        ([GOOD, GOOD], "duplicate"),
+        ([GOOD, GOOD], "repeats"),
         ([{"id": "a", "question": "S c8 G c18 W c3"}], "answer"),
         ([GOOD, GOOD | {"id": "b", "answer": ""}], "row"),
     ],

@@ -31,6 +31,8 @@ class Rows:
 
     def require(self, column: str, field: str) -> None:
         """Raise DataError naming the columns present when `column` is not one of them."""
+        if not self.rows:
+            raise DataError(f"{self.name} is empty; give a file with at least one problem")
         if column not in self.columns:
             present = ", ".join(self.columns) or "none"
             raise DataError(
