@@ -24,7 +24,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.20",
-        "transformers>=4.51",
+        "transformers>=4.57",
         "tokenizers",
         "safetensors",
         "numpy",

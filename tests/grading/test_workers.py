@@ -69,14 +69,14 @@ def test_a_stuck_or_dying_verifier_costs_only_its_own_answer(own: str) -> None:
     }
     answers = [*expected, "4", "5"]
     counts: list[int] = []
-    verdicts = grade(_items(own, answers), 2, deadline_seconds=1.0, progress=counts.append)
+    verdicts = grade(_items(own, answers), 2, deadline_seconds=3.0, progress=counts.append)
     assert [(v.accepted, v.reason) for v in verdicts] == [expected[a] for a in answers]
     assert sum(counts) == len(answers)
-    assert verdicts[answers.index("sleep")].seconds == 1.0
+    assert verdicts[answers.index("sleep")].seconds == 3.0
 
 
 def test_a_verifier_that_cannot_be_interrupted_is_killed(own: str) -> None:
-    verdicts = grade(_items(own, ["hold", "4"]), 1, deadline_seconds=0.5)
+    verdicts = grade(_items(own, ["hold", "4"]), 1, deadline_seconds=2.0)
     assert [v.reason for v in verdicts] == ["timed out", "accepted"]
 
 

@@ -91,7 +91,7 @@ def build(folder: Path, layout: Layout) -> list[Any]:
     return list(models)
 
 
-def compared(case: Case, folder: Path, reference: Path) -> dict[str, Any]:
+def compared(case: Case, folder: Path) -> dict[str, Any]:
     """Train `case` for three steps: its metrics, and each parameter's worst error in units of how
     far the reference moved that parameter."""
     from megatron.core import dist_checkpointing
@@ -100,7 +100,7 @@ def compared(case: Case, folder: Path, reference: Path) -> dict[str, Any]:
     made = job(start, folder / "runs" / case.name, case.layout, steps=3, **case.changes)
     checkpoint = train(made)
     trained, expected, initial = (
-        build(source, case.layout) for source in (start, reference, start)
+        build(source, case.layout) for source in (start, folder / "references" / case.name, start)
     )
     many = len(trained) > 1
     content = {
@@ -168,23 +168,25 @@ def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[tup
     return found
 
 
-def one_rank(rank: int, folder: str, references: dict[str, str]) -> dict[str, Any]:
+def one_rank(rank: int, folder: str) -> dict[str, Any]:
     """All that one process checks."""
-    return with_layout(Layout(), _one_rank, Path(folder), references)
+    return with_layout(Layout(), _one_rank, Path(folder))
 
 
-def _one_rank(folder: Path, references: dict[str, str]) -> dict[str, Any]:
+def _one_rank(folder: Path) -> dict[str, Any]:
     start = folder / "qwen3-untied"
-    cases = {case.name: compared(case, folder, Path(references[case.name])) for case in ONE_RANK}
+    cases = {case.name: compared(case, folder) for case in ONE_RANK}
     killed = job(start, folder / "killed")
-    uninterrupted = resumed(Layout(), folder / "resumed", start)
+    resumptions = {
+        dtype: resumed(Layout(), folder / dtype, start, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    }
     after_kill = train(killed)
     return {
         "cases": cases,
-        "resumed": uninterrupted,
-        "resumed bfloat16": resumed(Layout(), folder / "bf16", start, dtype="bfloat16"),
+        "resumed": resumptions,
         "killed": {
-            "differing": differing(folder / "resumed/whole/checkpoints/step-000006", after_kill),
+            "differing": differing(folder / "float32/whole/checkpoints/step-000006", after_kill),
             "metrics": metrics(killed.folder),
             "left": sorted(path.name for path in (killed.folder / "checkpoints").iterdir()),
         },
@@ -257,14 +259,13 @@ def _refusal(made: Any) -> str:
     return "trained"
 
 
-def two_ranks(rank: int, folder: str, references: dict[str, str]) -> dict[str, Any]:
+def two_ranks(rank: int, folder: str) -> dict[str, Any]:
     """All that two processes check."""
     root = Path(folder)
     start = root / "qwen3-untied"
     found: dict[str, Any] = {"cases": {}, "resumed": {}, "scores": {}}
     for case in TWO_RANKS:
-        reference = Path(references[case.name])
-        found["cases"][case.name] = with_layout(case.layout, compared, case, root, reference)
+        found["cases"][case.name] = with_layout(case.layout, compared, case, root)
     for name, layout in (
         ("dp2", Layout()),
         ("tp2", Layout(tensor=2, sequence_parallel=True)),

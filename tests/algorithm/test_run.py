@@ -1,0 +1,119 @@
+"""A small run of two iterations on two processes, and what its tables must agree on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.algorithm.tiny_run import run
+
+ITERATIONS = [
+    "run.iterations=2",
+    "parallel.processes=2",
+    "posterior.data=both",
+    "posterior.train.start=last",
+    "policy.steps=150",
+    "policy.optimizer.learning_rate=4e-3",
+    "comparisons={rft: {traces.sampler: policy, weights.normalise: none}, "
+    "variational-gml: {weights.estimator: gml, data.traces: best}}",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "two"
+    done = run(path, *ITERATIONS)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def rows(folder: Path, stage: str) -> list[dict[str, Any]]:
+    found = [row for part in sorted((folder / stage).glob("part-*")) for row in _part(part)]
+    assert found, f"{stage} has no rows"
+    return found
+
+
+def _part(path: Path) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return table
+
+
+def test_every_row_of_the_table_has_every_number(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["rows"]) == ["start", "rft", "variational-gml", "variational"]
+    for row in results["rows"].values():
+        assert set(row) >= {"accuracy", "greedy", "pass@8", "bands"}
+
+
+@pytest.mark.parametrize("t", [1, 2])
+def test_the_engine_and_the_trainer_agree_on_the_posteriors_log_probs(folder: Path, t: int) -> None:
+    traces = {row["trace_id"]: row for row in rows(folder, f"iteration-{t}/sample-posterior")}
+    for score in rows(folder, f"iteration-{t}/score"):
+        trace = traces[score["trace_id"]]
+        assert len(trace["trace_ids"]) == score["trace_length"]
+        assert score["sampler_log_prob"] == pytest.approx(trace["engine_log_prob"], abs=1e-3)
+
+
+@pytest.mark.parametrize("t", [1, 2])
+def test_weights_are_the_formula_on_the_tables_before(folder: Path, t: int) -> None:
+    scores = {row["trace_id"]: row for row in rows(folder, f"iteration-{t}/score")}
+    verdicts = defaultdict(list)
+    for row in rows(folder, f"iteration-{t}/answer"):
+        verdicts[row["trace_id"]].append(row["accepted"])
+    weights = rows(folder, f"iteration-{t}/weigh")
+    rho: dict[str, float] = {}
+    for row in weights:
+        name = row["trace_id"]
+        accuracy = sum(verdicts[name]) / len(verdicts[name]) if name in verdicts else 0.0
+        score = scores.get(name)
+        ratio = 1.0
+        if score is not None:
+            difference = score["policy_log_prob"] - score["sampler_log_prob"]
+            ratio = math.exp(difference / score["trace_length"])
+        rho[name] = accuracy * ratio
+    totals: dict[str, float] = defaultdict(float)
+    for row in weights:
+        totals[row["problem_id"]] += rho[row["trace_id"]]
+    for row in weights:
+        total = totals[row["problem_id"]]
+        expected = rho[row["trace_id"]] / total if total else 0.0
+        assert row["weight"] == pytest.approx(expected, abs=1e-9)
+        assert row["chosen"] == (expected > 0)
+
+
+def test_the_theta_step_learns_sampled_ids_as_they_are(folder: Path) -> None:
+    sampled = {
+        row["trace_id"]: row["trace_ids"] for row in rows(folder, "iteration-1/sample-posterior")
+    }
+    learned = [row for row in rows(folder, "iteration-1/train") if row["origin"] == "posterior"]
+    chosen = [row for row in rows(folder, "iteration-1/weigh") if row["chosen"]]
+    assert {row["example_id"] for row in learned} == {row["trace_id"] for row in chosen}
+    for row in learned:
+        trace = sampled[row["example_id"]]
+        start = row["target_start"]
+        assert row["token_ids"][start : start + len(trace)] == trace
+
+
+def test_the_second_posterior_learns_from_the_first_policys_rollouts(folder: Path) -> None:
+    accepted = {
+        row["trace_id"]
+        for row in rows(folder, "iteration-2/sample-policy")
+        if row["accepted"] and row["complete"]
+    }
+    origins = {row["example_id"] for row in rows(folder, "iteration-2/posterior")}
+    assert {name for name in origins if "/policy/2/" in name} <= accepted
+
+
+def test_best_data_has_one_trace_per_question(folder: Path) -> None:
+    chosen = [
+        row["problem_id"]
+        for row in rows(folder, "comparisons/variational-gml/iteration-1/weigh")
+        if row["chosen"]
+    ]
+    assert chosen and len(chosen) == len(set(chosen))
