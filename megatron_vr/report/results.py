@@ -44,6 +44,12 @@ class Scope:
     ids: frozenset[str]
 
 
+def shared_metrics(rows: Mapping[str, Evaluated]) -> list[str]:
+    """The metrics that every row has, in the first one's order."""
+    first, *others = rows.values()
+    return [metric for metric in first.values if all(metric in row.values for row in others)]
+
+
 def scopes(bands: Mapping[str, str | None]) -> list[Scope]:
     """All questions, then each band from easy to hard; from id → band."""
     found = in_order({band for band in bands.values() if band})

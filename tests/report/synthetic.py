@@ -21,13 +21,7 @@ from megatron_vr.problems.sources import load_problems
 from megatron_vr.problems.toy_tokenizer import make_tokenizer
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, SCORES, TRACES, VERDICTS, WEIGHTS
 
-TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
-SMALL = (
-    "problems.train=[{kind: toy, split: train, seed: 3, count: 40, references: 12}]",
-    "problems.validation=[]",
-    "problems.test=[{kind: toy, split: test, seed: 3, count: 30}]",
-    "comparisons.variational-no-hint={posterior.hint: false}",
-)
+SETTINGS = Path(__file__).with_name("synthetic.yaml")
 SKILL = {
     "start": 0.35,
     "sft": 0.5,
@@ -37,7 +31,7 @@ SKILL = {
     "variational": 0.8,
 }
 BAND = {"easy": 0.15, "mid": 0.0, "hard": -0.2}
-OVER_LONG = 25  # tokens; the toy example drops traces of more than 19
+OVER_LONG = 25  # tokens; the settings drop traces of more than 19
 
 Rows = list[dict[str, Any]]
 
@@ -287,7 +281,7 @@ def write_run(
     problem, `models` are Hugging Face folders by the label of the export that made them, and
     `engine_error` is the largest difference of engine and trainer in nats per token.
     """
-    settings = load_settings(TOY, [f"run.folder={folder}", *SMALL, *overrides])
+    settings = load_settings(SETTINGS, [f"run.folder={folder}", *overrides])
     folder.mkdir(parents=True)
     content = settings.model_dump(mode="json")
     (folder / "settings.yaml").write_text(

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from megatron_vr.errors import DataError
+from megatron_vr.report.blocks import Heading, Words
 from megatron_vr.report.page import write_report
+from megatron_vr.report.questions import read_questions
 from megatron_vr.report.run_folder import read_run
+from megatron_vr.report.sampled import read_sampled
+from megatron_vr.report.sections.iterations import per_iteration
+from megatron_vr.report.wording import picture_name
 from megatron_vr.traces.tables import ANSWERS
 from tests.report.synthetic import Written, write_run
 
@@ -66,3 +71,21 @@ def test_a_line_still_being_written_is_not_read(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not the folder of a run: it has no settings\.yaml"):
         write_report(tmp_path)
+
+
+def test_each_iteration_has_its_own_heading_stages_and_plots(tmp_path: Path) -> None:
+    written = write_run(tmp_path / "run", "run.iterations=2")
+    run = read_run(written.folder)
+    section = per_iteration(run, "name", "Title", lambda t: [Words(picture_name("loss", t, 2))])
+    assert section.blocks == [
+        Heading("Iteration 1"),
+        Words("iteration-1-loss"),
+        Heading("Iteration 2"),
+        Words("iteration-2-loss"),
+    ]
+    for t in (1, 2):
+        stage = run.find("weigh", "variational", t)
+        assert stage is not None
+        assert stage.path == written.folder / f"iteration-{t}" / "weigh"
+    samplers = read_sampled(run, 2, read_questions(run, "train"))
+    assert [s.name for s in samplers] == ["posterior", "posterior without hint", "rollouts of π₁"]

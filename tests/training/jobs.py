@@ -103,7 +103,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def scored_sequences(seed: int, count: int) -> list[tuple[Sequence[int], tuple[Any, ...]]]:
     """Token ids of unequal lengths, each with two spans that need not touch."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    found: list[tuple[Sequence[int], tuple[Any, ...]]] = []
     for _ in range(count):
         length = int(torch.randint(6, 40, (), generator=generator))
         ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.parallel.launch import run_ranks
 from tests.training.jobs import rows

@@ -20,6 +20,7 @@ from megatron_vr.report.results import (
     marks,
     scopes,
     score,
+    shared_metrics,
 )
 from megatron_vr.report.run_folder import RunFolder
 from megatron_vr.report.sections.caution import caution
@@ -41,7 +42,8 @@ def results_section(
     asked: Mapping[str, Question],
 ) -> Section:
     """`rows` are the evaluations there are, `asked` the held-out questions."""
-    where = scopes({question.id: question.band for question in asked.values()})
+    unknown: dict[str, str | None] = {name: None for row in rows.values() for name in row.ids}
+    where = scopes(unknown | {question.id: question.band for question in asked.values()})
     blocks: list[Block] = []
     if rows:
         blocks.append(Words(sentence(rows, where[0])))
@@ -92,7 +94,7 @@ def metric_title(metric: str) -> str:
 
 def _table(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) -> Table:
     colours = row_colours(run.rows)
-    metrics = list(next(iter(rows.values())).values)
+    metrics = shared_metrics(rows)
     marked = {(m, s.name): marks(rows, m, s) for m in metrics for s in where}
     lines = []
     for name in run.rows:
@@ -130,7 +132,7 @@ def _table(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) ->
 
 def _bars(run: RunFolder, rows: Mapping[str, Evaluated], where: list[Scope]) -> Picture:
     colours = row_colours(run.rows)
-    metrics = [m for m in next(iter(rows.values())).values if m != "greedy"]
+    metrics = [metric for metric in shared_metrics(rows) if metric != "greedy"]
     panels = []
     for metric in metrics:
         series = []
