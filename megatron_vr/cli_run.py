@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.run import (
+    RESULTS,
     Prepared,
     collect_results,
     execute,
@@ -36,13 +38,7 @@ def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: 
     read_problems(prepared, start_over=start_over)
     arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
     _work_or_launch(prepared, _after_problems(prepared), arguments, start_over)
-    results = collect_results(prepared)
-    page = _report(prepared.settings.run.folder)
-    if as_json:
-        typer.echo(json.dumps(results | {"report": str(page)}, indent=1))
-    else:
-        print_results(results)
-        typer.echo(f"\nreport: {page}")
+    _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
 
 
 def run_seeds(
@@ -54,11 +50,8 @@ def run_seeds(
         own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
         run_once(config, own, start_over, as_json=False)
     results = spread([read_results(root / f"seed-{seed}") for seed in seeds])
-    write_durably(root / "results.json", json.dumps(results, indent=1) + "\n")
-    if as_json:
-        typer.echo(json.dumps(results, indent=1))
-    else:
-        print_results(results)
+    write_durably(root / RESULTS, json.dumps(results, indent=1) + "\n")
+    _tell(results, root, as_json)
 
 
 def run_stage(
@@ -114,7 +107,12 @@ def _work(prepared: Prepared, nodes: list[Node], start_over: bool) -> None:
     execute(nodes, world, start_over=start_over)
 
 
-def _report(folder: Path) -> Path:
+def _tell(results: dict[str, Any], folder: Path, as_json: bool) -> None:
+    """Print the results, and write the page of the run in `folder`."""
     from megatron_vr.report.page import write_report
 
-    return write_report(folder)
+    if as_json:
+        typer.echo(json.dumps(results | {"report": str(write_report(folder))}, indent=1))
+        return
+    print_results(results)
+    typer.echo(f"\nreport: {write_report(folder)}")

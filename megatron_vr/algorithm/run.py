@@ -73,6 +73,8 @@ def execute(nodes: list[Node], world: World, *, start_over: bool = False) -> Non
 def collect_results(prepared: Prepared) -> dict[str, Any]:
     """`{"rows": {row: {"accuracy", "greedy", "pass@k", "bands", …}}}`, kept as results.json."""
     rows = {name: node.folder.summary() for name, node in prepared.plan.rows.items()}
+    for row in rows.values():
+        row.pop("seconds")
     ordered = {"start": rows.pop("start")}
     main = rows.pop("variational")
     results = {

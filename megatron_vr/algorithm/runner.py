@@ -30,10 +30,12 @@ def run_nodes(nodes: Iterable[Node], context: Context, *, start_over: bool = Fal
         context.world.barrier()
         began = time.monotonic()
         finished = _stage(node, context)
+        seconds = time.monotonic() - began
         if context.world.is_main:
-            node.folder.finish(finished.parts, finished.summary)
+            # Of the invocation that finished it: a resumed stage took longer in all.
+            node.folder.finish(finished.parts, {**finished.summary, "seconds": seconds})
         context.world.barrier()
-        context.talk.line(f"{title(node)}: {time.monotonic() - began:.1f} s  {_told(finished)}")
+        context.talk.line(f"{title(node)}: {seconds:.1f} s  {_told(finished)}")
 
 
 def _stage(node: Node, context: Context) -> Finished:
