@@ -68,6 +68,13 @@ def test_bad_problems_end_with_1_and_leave_no_table(
     assert not list((tmp_path / "run").rglob("*.parquet"))
 
 
+def test_test_questions_among_the_training_questions_are_refused(tmp_path: Path) -> None:
+    same = "[{kind: toy, split: train, seed: 1, count: 20, references: 10}]"
+    done = run(tmp_path / "run", f"problems.train={same}", f"problems.test={same}")
+    assert done.returncode == 1
+    assert "problems.test shares 20 questions with problems.train" in complaint(done)
+
+
 def test_a_full_disk_ends_with_1_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     limited = "import resource, signal, runpy, sys; " + "; ".join(
         [

@@ -15,10 +15,13 @@ from megatron_vr.algorithm.digests import digests
 from megatron_vr.algorithm.plan import Node, Plan, make_plan
 from megatron_vr.algorithm.progress import Talk
 from megatron_vr.algorithm.runner import run_nodes
+from megatron_vr.algorithm.stages.problems import PREFIX
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.settings import Settings
+from megatron_vr.errors import DataError
 from megatron_vr.parallel.launch import default_processes
 from megatron_vr.parallel.world import World
+from megatron_vr.problems.problem import PROBLEM_SCHEMA
 from megatron_vr.traces.durable import write_durably
 
 RESULTS = "results.json"
@@ -61,8 +64,25 @@ def read_problems(prepared: Prepared, *, start_over: bool = False) -> None:
     folder = prepared.settings.run.folder
     nodes = [node for node in prepared.plan.nodes if node.stage == "problems"]
     run_nodes(nodes, alone, start_over=start_over)
+    _check_held_out(nodes)
     content = prepared.settings.model_dump(mode="json")
     write_durably(folder / "settings.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def _check_held_out(nodes: list[Node]) -> None:
+    """Raise DataError where two sets of problems share a question."""
+    seen: dict[str, str] = {}
+    for node in nodes:
+        which = node.label.removeprefix(PREFIX)
+        questions = node.folder.read(PROBLEM_SCHEMA, ["question"]).column("question").to_pylist()
+        shared = [question for question in questions if question in seen]
+        if shared:
+            raise DataError(
+                f"problems.{which} shares {len(shared)} questions with "
+                f"problems.{seen[shared[0]]}, the first being {shared[0][:80]!r}: accuracy on "
+                "learned questions means nothing; take them out of one of the two"
+            )
+        seen |= dict.fromkeys(questions, which)
 
 
 def execute(nodes: list[Node], world: World, *, start_over: bool = False) -> None:

@@ -37,6 +37,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
     The first failing rank's code is returned after the others were ended.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -58,6 +59,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return next((code for code in codes if code > 0), 1)
+    except SignalException as stopped:
+        # The agent has ended the ranks; as a shell would say it.
+        return 128 + int(stopped.sigval)
     return 0
 
 

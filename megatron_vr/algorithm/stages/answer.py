@@ -11,9 +11,10 @@ from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Advance
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.algorithm.stages.graded import grade_answers
+from megatron_vr.algorithm.stages.sampling import sampling_of
 from megatron_vr.problems.problem import Problem
 from megatron_vr.problems.prompts import PromptFormat
-from megatron_vr.rollout.engine import Request, Sampling
+from megatron_vr.rollout.engine import Request
 from megatron_vr.rollout.open import open_engine
 from megatron_vr.rollout.seeds import seed_for
 from megatron_vr.traces.columns import share, usable
@@ -35,12 +36,7 @@ def run(node: Node, context: Context) -> Finished:
     prompts = context.format(node, model)
     asked = _asked(node, context.problems(node), prompts)
     settings = node.settings.answers
-    sampling = Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-        stop_token_ids=prompts.end_ids,
-    )
+    sampling = sampling_of(settings, prompts)
     with open_engine(node.settings.engine, model) as engine:
 
         def make(span: range, advance: Advance) -> pa.Table:

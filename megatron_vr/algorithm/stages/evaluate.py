@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,10 +12,11 @@ from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Advance
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.algorithm.stages.graded import grade_answers
+from megatron_vr.algorithm.stages.sampling import sampling_of
 from megatron_vr.evaluation.metrics import summarise
 from megatron_vr.problems.problem import Problem
 from megatron_vr.problems.prompts import PromptFormat
-from megatron_vr.rollout.engine import Completion, Request, Sampling
+from megatron_vr.rollout.engine import Completion, Request
 from megatron_vr.rollout.open import open_engine
 from megatron_vr.rollout.seeds import seed_for
 from megatron_vr.traces.tables import VERDICTS
@@ -29,15 +31,8 @@ def run(node: Node, context: Context) -> Finished:
     model = model_folder(node.inputs["model"])
     prompts = context.format(node, model)
     settings = node.settings.evaluation
-    sampled = Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-        stop_token_ids=prompts.end_ids,
-    )
-    greedy = Sampling(
-        temperature=0.0, max_new_tokens=settings.max_new_tokens, stop_token_ids=prompts.end_ids
-    )
+    sampled = sampling_of(settings, prompts)
+    greedy = replace(sampled, temperature=0.0, top_p=1.0)
     with open_engine(node.settings.engine, model) as engine:
 
         def make(span: range, advance: Advance) -> pa.Table:
