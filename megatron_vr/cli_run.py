@@ -24,7 +24,7 @@ from megatron_vr.config.load import load_settings
 from megatron_vr.errors import SettingsError
 from megatron_vr.evaluation.spread import spread
 from megatron_vr.evaluation.table import print_results
-from megatron_vr.parallel.launch import is_launched, launch
+from megatron_vr.parallel.launch import is_launched, is_launched_by_us, launch
 from megatron_vr.parallel.world import World
 from megatron_vr.traces.durable import write_durably
 
@@ -33,7 +33,9 @@ def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: 
     """One run, its results table and its report."""
     prepared = prepare(load_settings(config, overrides), start_over=start_over)
     if is_launched():
-        _work(prepared, _after_problems(prepared), start_over)
+        main = _as_rank(prepared, _after_problems(prepared), start_over)
+        if main and not is_launched_by_us():
+            _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
         return
     read_problems(prepared, start_over=start_over)
     arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
@@ -68,9 +70,11 @@ def run_stage(
             f"the row `{arm}` has no stage `{stage}` in iteration {iteration} "
             f"(run.iterations is {prepared.settings.run.iterations}; `sft` is iteration 0)"
         )
+    if is_launched():
+        _as_rank(prepared, [*_bases(prepared), *nodes], start_over)
+        return
+    read_problems(prepared, start_over=start_over)
     nodes = [*_bases(prepared), *nodes]
-    if not is_launched():
-        read_problems(prepared, start_over=start_over)
     options = ["--iteration", str(iteration), "--arm", arm]
     flags = ["--start-over"] if start_over else []
     arguments = [stage, str(config), *overrides, *options, *flags]
@@ -90,7 +94,7 @@ def _work_or_launch(
 ) -> None:
     if all(node.folder.done for node in nodes):
         return
-    if is_launched() or prepared.processes == 1:
+    if prepared.processes == 1:
         _work(prepared, nodes, start_over)
         return
     code = launch(arguments, prepared.processes)
@@ -98,13 +102,24 @@ def _work_or_launch(
         sys.exit(code)
 
 
-def _work(prepared: Prepared, nodes: list[Node], start_over: bool) -> None:
+def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool) -> bool:
+    """Work as one rank of several; whether it is the main one.
+
+    Where torchrun started the ranks, nobody has read the problems yet: the main one does.
+    """
     from megatron_vr.parallel.layout import join_world
 
+    join_world(prepared.settings.parallel.timeout_minutes)
     world = World.from_environment()
-    if world.size > 1:
-        join_world(prepared.settings.parallel.timeout_minutes)
+    if world.is_main and not is_launched_by_us():
+        read_problems(prepared, start_over=start_over)
+    world.barrier()
     execute(nodes, world, start_over=start_over)
+    return world.is_main
+
+
+def _work(prepared: Prepared, nodes: list[Node], start_over: bool) -> None:
+    execute(nodes, World(0, 1), start_over=start_over)
 
 
 def _tell(results: dict[str, Any], folder: Path, as_json: bool) -> None:

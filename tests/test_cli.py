@@ -117,3 +117,10 @@ def test_an_unknown_row_lists_the_rows(tmp_path: Path) -> None:
     done = run(tmp_path / "run", "--arm=rtf", verb="train")
     assert done.returncode == 2
     assert "rft-per-question" in complaint(done)
+
+
+def test_a_comparison_is_checked_before_anything_is_written(tmp_path: Path) -> None:
+    done = run(tmp_path / "run", "weights.estimator=gml")
+    assert done.returncode == 2
+    assert "comparisons.rft: weights.estimator is 'gml'" in complaint(done)
+    assert not (tmp_path / "run").exists()

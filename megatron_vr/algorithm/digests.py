@@ -24,10 +24,11 @@ def digests(settings: Settings) -> dict[str, Any]:
 
 
 def _folder(folder: Path, read: bool) -> str:
-    """Hash of names and contents, or (of large files) of names and sizes."""
+    """Hash of names and contents, or (of large files) of names, sizes and times."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
         small = read or file.suffix == ".json"
-        digest.update(file.read_bytes() if small else str(file.stat().st_size).encode())
+        stat = file.stat()
+        digest.update(file.read_bytes() if small else f"{stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]

@@ -130,7 +130,7 @@ class _Builder:
         return self._export("export-policy", arm, t, s, trained, base), posterior
 
     def _rollouts(self, arm: str, t: int, s: Settings, policy: Node, train: Node) -> Node:
-        settings = {"sampling": _dump(s.rollouts), **_sampling(s), "iteration": t}
+        settings = {"sampling": _dump(s.rollouts), **_sampling(s), **_graded(s), "iteration": t}
         return self._add(
             "sample", "sample-policy", arm, t, s, settings, {"model": policy, "problems": train}
         )
@@ -145,6 +145,7 @@ class _Builder:
         settings = _training(s, s.posterior.train) | {
             "hint": s.posterior.hint,
             "data": s.posterior.data,
+            "longest": None if s.posterior.data == "references" else s.traces.drop_longer_than,
         }
         trained = self._add("posterior", "posterior", arm, t, s, settings, inputs)
         return self._export("export-posterior", arm, t, s, trained, base)
@@ -168,6 +169,7 @@ class _Builder:
             settings = {
                 "sampling": _dump(s.answers),
                 **_sampling(s),
+                **_graded(s),
                 "longest": s.traces.drop_longer_than,
             }
             answered = {"model": policy, "traces": traces, "problems": train}
@@ -175,7 +177,7 @@ class _Builder:
         return found
 
     def _evaluate(self, arm: str, t: int, s: Settings, policy: Node, test: Node) -> Node:
-        settings = {"evaluation": _dump(s.evaluation), **_sampling(s)}
+        settings = {"evaluation": _dump(s.evaluation), **_sampling(s), **_graded(s)}
         return self._add(
             "evaluate", "evaluate", arm, t, s, settings, {"model": policy, "problems": test}
         )
@@ -235,6 +237,10 @@ def _sampling(s: Settings) -> dict[str, Any]:
         "engine": s.engine.kind,
         "part_size": s.engine.part_size,
     }
+
+
+def _graded(s: Settings) -> dict[str, Any]:
+    return {"deadline_seconds": s.grading.deadline_seconds}
 
 
 def _scoring(s: Settings) -> dict[str, Any]:

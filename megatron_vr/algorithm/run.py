@@ -17,9 +17,10 @@ from megatron_vr.algorithm.progress import Talk
 from megatron_vr.algorithm.runner import run_nodes
 from megatron_vr.algorithm.stages.problems import PREFIX
 from megatron_vr.config.checks import check_settings
+from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import DataError
-from megatron_vr.parallel.launch import default_processes
+from megatron_vr.parallel.launch import check_launch, default_processes
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA
 from megatron_vr.traces.durable import write_durably
@@ -42,8 +43,10 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
     Raises SettingsError, DataError (the problems are read here), or StageError where the run's
     folder was made under other settings.
     """
+    check_launch()
     processes = processes_of(settings)
-    check_settings(settings, processes)
+    for name, row in arms(settings).items():
+        check_settings(row, processes, "" if name == MAIN_ARM else f"comparisons.{name}: ")
     check_model(settings, processes)
     plan = make_plan(settings, digests(settings))
     if not start_over:
@@ -75,7 +78,7 @@ def _check_held_out(nodes: list[Node]) -> None:
     for node in nodes:
         which = node.label.removeprefix(PREFIX)
         questions = node.folder.read(PROBLEM_SCHEMA, ["question"]).column("question").to_pylist()
-        shared = [question for question in questions if question in seen]
+        shared = [question for question in questions if seen.get(question, which) != which]
         if shared:
             raise DataError(
                 f"problems.{which} shares {len(shared)} questions with "
@@ -94,7 +97,7 @@ def collect_results(prepared: Prepared) -> dict[str, Any]:
     """`{"rows": {row: {"accuracy", "greedy", "pass@k", "bands", …}}}`, kept as results.json."""
     rows = {name: node.folder.summary() for name, node in prepared.plan.rows.items()}
     for row in rows.values():
-        row.pop("seconds")
+        row.pop("seconds", None)
     ordered = {"start": rows.pop("start")}
     main = rows.pop("variational")
     results = {

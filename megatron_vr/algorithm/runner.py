@@ -49,8 +49,8 @@ def _check_inputs(node: Node) -> None:
     for source in node.inputs.values():
         if not source.folder.done:
             raise StageError(
-                f"{title(node)} needs {title(source)}, which is not done: "
-                f"run `megatron-vr {source.stage} CONFIG --iteration {source.iteration}` first, "
+                f"{title(node)} needs {title(source)}, which is not done: run `megatron-vr "
+                f"{source.stage} CONFIG --iteration {source.iteration} --arm {source.arm}` first, "
                 "or `megatron-vr run CONFIG`"
             )
 

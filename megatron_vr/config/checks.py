@@ -8,9 +8,12 @@ from megatron_vr.config.settings import Settings
 from megatron_vr.errors import SettingsError
 
 
-def check_settings(settings: Settings, processes: int) -> None:
-    """Raise SettingsError with one line for each conflict, naming settings and what to do."""
-    faults = list(_faults(settings, processes))
+def check_settings(settings: Settings, processes: int, where: str = "") -> None:
+    """Raise SettingsError with one line for each conflict, naming settings and what to do.
+
+    `where` goes before each line.
+    """
+    faults = [where + fault for fault in _faults(settings, processes)]
     if faults:
         raise SettingsError("\n".join(faults))
 
@@ -35,6 +38,7 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
     yield from _warmup_faults(s)
+    yield from _length_faults(s)
 
 
 def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
@@ -49,6 +53,23 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
     if p.context > 1 and s.model.spec == "plain":
         yield f"parallel.context is {p.context}, which model.spec: plain does not have; use te or 1"
+
+
+def _length_faults(s: Settings) -> Iterator[str]:
+    """A kept trace must fit into one micro-batch; its prompt and answer are seen only later."""
+    if s.traces.sampler == "none":
+        return
+    sampled = (s.traces if s.traces.sampler == "posterior" else s.rollouts).max_new_tokens
+    longest = min(sampled, s.traces.drop_longer_than or sampled)
+    for name, budget in (
+        ("train.micro_batch_tokens", s.train.micro_batch_tokens),
+        ("scoring.micro_batch_tokens", s.scoring.micro_batch_tokens),
+    ):
+        if longest >= budget:
+            yield (
+                f"{name} is {budget}, but traces of up to {longest} tokens are kept; raise it, or "
+                "lower traces.drop_longer_than"
+            )
 
 
 def _warmup_faults(s: Settings) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,20 @@ def validate(raw: RawSettings) -> Settings:
 
 
 def derive(settings: Settings, changes: Mapping[str, Any], where: str) -> Settings:
-    """`settings` with dotted `changes`; `where` names them in an error."""
+    """`settings` with dotted or nested `changes`; `where` names them in an error."""
     raw = RawSettings(settings.model_dump(mode="json"), {})
-    for key, value in changes.items():
+    for key, value in _flat(changes):
         raw = _set(raw, key, value, where)
     return validate(raw)
+
+
+def _flat(changes: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested changes as dotted ones, so that they leave their siblings alone."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
 
 
 def read_yaml(path: Path) -> RawSettings:

@@ -113,7 +113,7 @@ class TrainSettings(Frozen):
     steps: Count | None = None
     epochs: Positive | None = None
     batch_size: Count = Field(64, description="examples per optimizer step, over all ranks")
-    micro_batch_tokens: Count = Field(4096, description="tokens packed into one micro-batch")
+    micro_batch_tokens: Count = Field(32768, description="tokens packed into one micro-batch")
     weighting: Literal["loss", "draw"] = Field(
         "loss",
         description="weights multiply the loss, or are the probability of being drawn; "
@@ -228,7 +228,7 @@ class EngineSettings(Frozen):
 class ScoringSettings(Frozen):
     """The log-prob pass."""
 
-    micro_batch_tokens: Count = 8192
+    micro_batch_tokens: Count = 32768
     part_size: Count = Field(4096, description="traces per part: what a kill can lose")
 
 

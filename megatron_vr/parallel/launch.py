@@ -9,13 +9,30 @@ import threading
 import time
 from collections.abc import Sequence
 
+from megatron_vr.errors import SettingsError
+
 ALREADY_LAUNCHED = "RANK"
 PARENT = "MEGATRON_VR_PARENT"
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that torchrun, Slurm or `launch` started."""
+    """Whether this process is a rank that torchrun or `launch` started."""
     return ALREADY_LAUNCHED in os.environ
+
+
+def is_launched_by_us() -> bool:
+    """Whether `launch` started this rank: its parent reads the problems and tells the results."""
+    return is_launched() and PARENT in os.environ
+
+
+def check_launch() -> None:
+    """Raise SettingsError where `srun` started several launchers instead of ranks."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and not is_launched():
+        raise SettingsError(
+            f"srun started {tasks} tasks of this command, which would all write the same run; "
+            "use `srun --ntasks-per-node=1 torchrun … -m megatron_vr …`, or one task"
+        )
 
 
 def default_processes() -> int:
@@ -73,10 +90,9 @@ def end_with_parent() -> None:
     parent = os.environ.get(PARENT)
     if parent is None:
         return
-    started_by = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == started_by:
+        while os.getppid() == int(parent):
             time.sleep(0.5)
         os._exit(1)
 

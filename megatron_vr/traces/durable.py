@@ -28,9 +28,12 @@ def sync_folder(folder: Path) -> None:
 
 def publish_folder(aside: Path, final: Path) -> None:
     """Give the finished folder `aside` its final name, its files synced first."""
-    for file in aside.rglob("*"):
-        if file.is_file():
-            with open(file, "rb+") as handle:
+    for path in aside.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as handle:
                 os.fsync(handle.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(aside)
     aside.rename(final)
     sync_folder(final.parent)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,11 @@ class StageFolder:
     @property
     def done(self) -> bool:
         """Whether the stage finished under this very fingerprint."""
-        return (self.path / DONE).exists() and self._recorded() == self.fingerprint.content
+        return (
+            (self.path / DONE).exists()
+            and self._recorded() == self.fingerprint.content
+            and not self.missing(self._marker()["parts"])
+        )
 
     def open(self, *, start_over: bool = False) -> None:
         """Make the folder ready to write into, keeping finished parts of the same fingerprint.
@@ -46,13 +51,23 @@ class StageFolder:
         with `start_over` its content is deleted instead.
         """
         if start_over and self._stale():
-            shutil.rmtree(self.path)
+            self._discard()
         self.check()
-        self.path.mkdir(parents=True, exist_ok=True)
         if self._recorded() is None:
+            self._discard()
+            self.path.mkdir(parents=True)
             write_durably(self.path / FINGERPRINT, _as_json(self.fingerprint.content))
         for leftover in self.path.glob("*.tmp"):
             leftover.unlink()
+        for leftover in self.path.glob(".*.writing"):
+            shutil.rmtree(leftover)
+
+    def _discard(self) -> None:
+        """Delete the folder; a kill in the middle leaves nothing under its name."""
+        if self.path.exists():
+            self.path.rename(self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.discarded"))
+        for discarded in self.path.parent.glob(f".{self.path.name}.*.discarded"):
+            shutil.rmtree(discarded)
 
     def check(self) -> None:
         """Raise StageError, naming what changed, if the folder was made under other settings."""

@@ -115,6 +115,15 @@ def test_yaml_never_makes_objects(tmp_path: Path) -> None:
         (["evaluation.problems=validation", "problems.validation=[]"], 1, "has no source"),
         (["traces.sampler=policy", "weights.estimator=gml"], 1, "rollouts' own verdicts"),
         (["policy.start=last"], 1, "nothing comes before"),
+        (
+            [
+                "traces.max_new_tokens=90",
+                "traces.drop_longer_than=80",
+                "train.micro_batch_tokens=70",
+            ],
+            1,
+            "train.micro_batch_tokens is 70",
+        ),
         (["train.steps=50"], 1, "train.optimizer.warmup_steps is 50, but train.steps is 50"),
     ],
 )
@@ -132,3 +141,25 @@ def test_a_comparison_is_checked_like_the_run(tmp_path: Path) -> None:
     taken = written(tmp_path, "comparisons: {start: {}}")
     with pytest.raises(SettingsError, match="`start` is taken"):
         arms(load_settings(taken))
+
+
+def test_a_nested_comparison_leaves_its_siblings_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, "comparisons: {mine: {traces: {sampler: policy}}}")
+    row = arms(load_settings(path))["mine"]
+    assert row.traces.sampler == "policy"
+    assert row.traces.max_new_tokens == load_settings(TOY).traces.max_new_tokens
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{mine: {run.seed: 7}}", "changes `run`"),
+        ("{mine: {parallel.tensor: 2}}", "changes `parallel`"),
+        ("{../mine: {}}", "becomes a folder"),
+    ],
+)
+def test_a_comparison_that_is_no_row_of_this_run_is_refused(
+    tmp_path: Path, row: str, told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        arms(load_settings(written(tmp_path, f"comparisons: {row}")))

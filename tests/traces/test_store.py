@@ -82,6 +82,25 @@ def test_starting_over_keeps_what_the_same_settings_made(tmp_path: Path) -> None
     assert folder(tmp_path).missing(1) == []
 
 
+def test_remains_of_an_interrupted_deletion_are_never_taken_for_results(tmp_path: Path) -> None:
+    stage = folder(tmp_path)
+    stage.open()
+    stage.write_part(0, table(1))
+    (stage.path / "fingerprint.json").unlink()
+    changed = folder(tmp_path, steps=200)
+    changed.open()
+    assert changed.missing(1) == [0]
+
+
+def test_a_stage_whose_part_was_deleted_is_not_done(tmp_path: Path) -> None:
+    stage = folder(tmp_path)
+    stage.open()
+    stage.write_part(0, table(1))
+    stage.finish(1)
+    stage.part(0).unlink()
+    assert not stage.done
+
+
 def test_opening_again_clears_leftovers_of_a_killed_writer(tmp_path: Path) -> None:
     stage = folder(tmp_path)
     stage.open()

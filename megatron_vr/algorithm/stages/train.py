@@ -24,6 +24,7 @@ from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.config.settings import TrainSettings
 from megatron_vr.errors import DataError
 from megatron_vr.problems.prompts import PromptFormat
+from megatron_vr.rollout.seeds import seed_for
 from megatron_vr.traces.columns import usable
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, TRACES, WEIGHTS
 from megatron_vr.training.trainer import TrainJob, train
@@ -46,7 +47,7 @@ def run(node: Node, context: Context) -> Finished:
         settings=settings,
         model=node.settings.model,
         layout=layout_of(node.settings),
-        seed=node.settings.run.seed,
+        seed=seed_for(node.settings.run.seed, node.stage),
         name=title(node),
         tensorboard=node.settings.report.tensorboard,
         wandb_project=node.settings.report.wandb_project,
@@ -167,9 +168,10 @@ def _counts(node: Node, examples: pa.Table) -> dict[str, int]:
     asked = {row["problem_id"] for row in weights}
     with_trace = {row["problem_id"] for row in weights if row["chosen"]}
     learned = set(examples.column("problem_id").to_pylist())
+    fallback = node.settings.data.no_correct_trace == "reference"
     return {
         "questions": len(asked),
         "with_correct_trace": len(with_trace),
-        "fallen_back": len((asked - with_trace) & learned),
+        "fallen_back": len((asked - with_trace) & learned) if fallback else 0,
         "dropped": len(asked - with_trace - learned),
     }
