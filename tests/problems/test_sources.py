@@ -124,7 +124,7 @@ def test_unreadable_and_empty_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not UTF-8"):
         load(tmp_path / "latin.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="no column"):
+    with pytest.raises(DataError, match="is empty"):
         load(tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match="'gone'"):
         load_problems([source(kind="dataset", name=str(tmp_path / "gone"), split="gone")])
