@@ -188,7 +188,7 @@ class _Builder:
 
     def _problems(self, arm: str, s: Settings, which: str) -> Node:
         sources = [_dump(source) for source in getattr(s.problems, which)]
-        settings = {"sources": sources, "content": self.digests.get(which)}
+        settings = {"set": which, "sources": sources, "content": self.digests.get(which)}
         return self._add("problems", f"problems-{which}", arm, 0, s, settings, {})
 
     def _add(

@@ -52,8 +52,7 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
 
 def test_a_failing_rank_ends_the_run_with_its_exit_code_and_one_message(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    overrides = ["parallel.processes=2", "train.micro_batch_tokens=5", "comparisons={}"]
-    done = run(folder, *overrides, "policy.micro_batch_tokens=5")
+    done = run(folder, "parallel.processes=2", "policy.micro_batch_tokens=5", "comparisons={}")
     assert done.returncode == 1
     assert "micro_batch_tokens" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
