@@ -42,5 +42,10 @@ def _count(row: Mapping[str, Any], band: str) -> str:
 def _cell(values: Mapping[str, Any], wide: Mapping[str, Any], metric: str) -> str:
     if metric not in values:
         return "–"
-    value = f"{values[metric]:.3f}"
-    return f"{value} ±{wide[metric]:.3f}" if metric in wide else value
+    value = _share(values[metric])
+    return f"{value} ±{_share(wide[metric])}" if metric in wide else value
+
+
+def _share(value: float) -> str:
+    """`.733`: without the zero, so that means and spreads fit 80 columns."""
+    return f"{value:.3f}".removeprefix("0")
