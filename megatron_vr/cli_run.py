@@ -95,7 +95,7 @@ def _work_or_launch(
     if all(node.folder.done for node in nodes):
         return
     if prepared.processes == 1:
-        _work(prepared, nodes, start_over)
+        execute(nodes, World(0, 1), start_over=start_over)
         return
     code = launch(arguments, prepared.processes)
     if code:
@@ -116,10 +116,6 @@ def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool) -> bool:
     world.barrier()
     execute(nodes, world, start_over=start_over)
     return world.is_main
-
-
-def _work(prepared: Prepared, nodes: list[Node], start_over: bool) -> None:
-    execute(nodes, World(0, 1), start_over=start_over)
 
 
 def _tell(results: dict[str, Any], folder: Path, as_json: bool) -> None:

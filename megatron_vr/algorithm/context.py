@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Advance, Talk
+from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA, Problem, from_table
 from megatron_vr.problems.prompts import PromptFormat, load_format
 from megatron_vr.problems.tokenizer import load_tokenizer
+from megatron_vr.traces.store import count_parts
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Context:
         Part i holds items i·part_size … so its content does not depend on who makes it or when.
         Returns the number of parts.
         """
-        parts = max(1, -(-total // part_size))
+        parts = count_parts(total, part_size)
         missing = self.world.from_main(node.folder.missing(parts))
         mine = self.world.mine(missing)
         spans = {i: range(i * part_size, min((i + 1) * part_size, total)) for i in mine}
@@ -59,7 +61,7 @@ class Context:
 
 def title(node: Node) -> str:
     """How a node is called on the screen."""
-    row = "" if node.arm == "variational" else f" ({node.arm})"
+    row = "" if node.arm == MAIN_ARM else f" ({node.arm})"
     return f"[{node.iteration}] {node.label}{row}"
 
 

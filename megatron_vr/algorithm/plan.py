@@ -19,12 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_vr.config.comparisons import arms
+from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.config.settings import Settings, TrainSettings
 from megatron_vr.traces.fingerprint import make_fingerprint
 from megatron_vr.traces.store import StageFolder
 
-MAIN_ARM = "variational"
 UNFINGERPRINTED_TRAIN = {"save_every", "keep_last", "log_every", "micro_batch_tokens"}
 
 

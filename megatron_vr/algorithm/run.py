@@ -99,11 +99,11 @@ def collect_results(prepared: Prepared) -> dict[str, Any]:
     for row in rows.values():
         row.pop("seconds", None)
     ordered = {"start": rows.pop("start")}
-    main = rows.pop("variational")
+    main = rows.pop(MAIN_ARM)
     results = {
         "seed": prepared.settings.run.seed,
         "iterations": prepared.settings.run.iterations,
-        "rows": ordered | rows | {"variational": main},
+        "rows": ordered | rows | {MAIN_ARM: main},
     }
     path = prepared.settings.run.folder / RESULTS
     write_durably(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -28,6 +28,11 @@ FINGERPRINT = "fingerprint.json"
 DONE = "_DONE.json"
 
 
+def count_parts(total: int, part_size: int) -> int:
+    """How many parts `total` items make; an empty stage has one, empty part."""
+    return max(1, -(-total // part_size))
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage's results under `path`, made under `fingerprint`."""

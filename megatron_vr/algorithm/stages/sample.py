@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from megatron_vr.algorithm.context import Context, model_folder
+from megatron_vr.algorithm.examples import sampler_prompt
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Advance
 from megatron_vr.algorithm.stages.finished import Finished
@@ -55,11 +56,7 @@ def run(node: Node, context: Context) -> Finished:
 
 def _request(node: Node, prompts: PromptFormat, problem: Problem, k: int) -> Request:
     hinted = node.label == "sample-posterior" and node.settings.posterior.hint
-    prompt = (
-        prompts.posterior_prompt(problem.question, problem.answer)
-        if hinted
-        else prompts.policy_prompt(problem.question)
-    )
+    prompt = sampler_prompt(prompts, problem, problem.answer if hinted else None)
     seed = seed_for(node.settings.run.seed, node.label, node.iteration, problem.id, k)
     return Request(id=f"{problem.id}/{k}", prompt_ids=tuple(prompt), seed=seed)
 

@@ -12,7 +12,7 @@ from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.problems.prompts import PromptFormat
 from megatron_vr.traces.columns import usable
-from megatron_vr.traces.store import StageFolder
+from megatron_vr.traces.store import StageFolder, count_parts
 from megatron_vr.traces.tables import SCORES, TRACES
 from megatron_vr.training.scoring import Sequenced, score
 
@@ -34,7 +34,7 @@ def run(node: Node, context: Context) -> Finished:
     scored = _scored(node, context, prompts)
     for who in ("policy", "posterior"):
         _score_under(who, node, context, scored)
-    parts = max(1, -(-len(scored) // node.settings.scoring.part_size))
+    parts = count_parts(len(scored), node.settings.scoring.part_size)
     if context.world.is_main:
         for index in node.folder.missing(parts):
             node.folder.write_part(index, _joined(node, scored, index))
@@ -51,7 +51,7 @@ def _score_under(who: str, node: Node, context: Context, scored: list[Scored]) -
     context.world.barrier()
     settings = node.settings.scoring
     sequences = [row.under_policy if who == "policy" else row.under_sampler for row in scored]
-    parts = max(1, -(-len(sequences) // settings.part_size))
+    parts = count_parts(len(sequences), settings.part_size)
     missing = context.world.from_main(half.missing(parts))
     megatron = open_megatron(node.settings, context.world)
     models = megatron.load(model_folder(node.inputs[who]))
