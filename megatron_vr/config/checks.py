@@ -51,8 +51,6 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if p.sequence and p.tensor == 1:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
-    if p.context > 1 and s.model.spec == "plain":
-        yield f"parallel.context is {p.context}, which model.spec: plain does not have; use te or 1"
 
 
 def _length_faults(s: Settings) -> Iterator[str]:

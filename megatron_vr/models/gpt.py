@@ -94,7 +94,7 @@ def build_model(
     the number of positions the head projects at once. Raises SettingsError for a spec that is not
     available here.
     """
-    check_spec(spec, layout.context)
+    check_spec(spec)
     config = transformer_config(architecture, layout, spec=spec, dtype=dtype, recompute=recompute)
     chunks = range(layout.virtual_pipeline) if layout.virtual_pipeline else (None,)
     return [

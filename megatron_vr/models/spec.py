@@ -22,18 +22,10 @@ from megatron_vr.models.plain_layers import PlainAttention, RMSNorm
 SpecName = Literal["plain", "te"]
 
 
-def check_spec(name: str, context: int) -> None:
-    """Raise SettingsError unless layers of spec `name` can be built here. Needs no process group.
-
-    `context` is the number of context-parallel ranks.
-    """
+def check_spec(name: str) -> None:
+    """Raise SettingsError unless spec `name` can be built here. Needs no process group."""
     if name not in ("plain", "te"):
         raise SettingsError(f"model.spec={name!r} is unknown; use 'plain' or 'te'.")
-    if name == "plain" and context > 1:
-        raise SettingsError(
-            f"parallel.context={context} needs model.spec=te: plain attention sees whole "
-            "sequences only; set parallel.context=1 or use Transformer Engine."
-        )
     if name == "te" and importlib.util.find_spec("transformer_engine") is None:
         raise SettingsError(
             "model.spec=te needs Transformer Engine, which is not installed; "
@@ -49,7 +41,7 @@ def layer_spec(
     Both specs store their parameters under the same checkpoint keys. Needs Megatron's process
     groups; raises SettingsError as `check_spec` does.
     """
-    check_spec(name, config.context_parallel_size)
+    check_spec(name)
     if name == "te":
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     layer = get_gpt_layer_local_spec(

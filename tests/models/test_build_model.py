@@ -155,19 +155,14 @@ def test_losses_are_sums_whenever_gradients_are_reduced(tmp_path: Path) -> None:
     assert config.calculate_per_token_loss
 
 
-def test_plain_layers_refuse_context_parallelism() -> None:
-    with pytest.raises(SettingsError, match=r"parallel\.context=2 needs model\.spec=te"):
-        check_spec("plain", context=2)
-
-
 @pytest.mark.skipif(
     importlib.util.find_spec("transformer_engine") is not None, reason="it is installed"
 )
 def test_missing_transformer_engine_names_the_extra() -> None:
     with pytest.raises(SettingsError, match=r"megatron-vr\[gpu\]"):
-        check_spec("te", context=1)
+        check_spec("te")
 
 
 def test_an_unknown_spec_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"model\.spec='fast'"):
-        check_spec("fast", context=1)
+        check_spec("fast")

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from megatron_vr.models.packing import PADDING_LIMIT, group_by_length, plan_pack
+from megatron_vr.models.packing import PADDING_LIMIT, group_by_length, plan_pack, whole_sequences
 
 
 def test_sequences_of_like_length_are_one_batch_in_their_order() -> None:
@@ -36,8 +36,8 @@ def test_every_sequence_is_in_one_group_and_padding_stays_within_the_limit(seed:
 
 
 def test_a_plan_puts_every_token_back_where_it_was() -> None:
-    plan = plan_pack((0, 50, 50, 53, 55, 56), torch.device("cpu"))
+    plan = plan_pack(whole_sequences((0, 50, 50, 53, 55, 56)), torch.device("cpu"))
     tokens = torch.arange(56)
     assert len(plan.batches) > 1
-    gathered = torch.cat([tokens[batch.source][batch.real] for batch in plan.batches])
+    gathered = torch.cat([tokens[batch.queries][batch.real] for batch in plan.batches])
     assert gathered[plan.order].equal(tokens)

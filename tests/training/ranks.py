@@ -47,6 +47,30 @@ TWO_RANKS = [
     Case("pp2", "qwen3-untied", Layout(pipeline=2)),
     Case("pp2 tied, several packs", "qwen2-tied", Layout(pipeline=2), {"micro_batch_tokens": 31}),
     Case("pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
+    Case("cp2", "qwen3-untied", Layout(context=2)),
+    Case("cp2 tied, several packs", "qwen2-tied", Layout(context=2), {"micro_batch_tokens": 36}),
+]
+FOUR_RANKS = [
+    Case("tp2 pp2 sp", "qwen3-untied", Layout(tensor=2, pipeline=2, sequence_parallel=True)),
+    Case(
+        "tp2 pp2 sp tied, several packs",
+        "qwen2-tied",
+        Layout(tensor=2, pipeline=2, sequence_parallel=True),
+        {"micro_batch_tokens": 31},
+    ),
+    Case("tp2 cp2", "qwen3-untied", Layout(tensor=2, context=2)),
+    Case(
+        "tp2 cp2 sp tied",
+        "qwen2-tied",
+        Layout(tensor=2, context=2, sequence_parallel=True),
+        {"micro_batch_tokens": 40},
+    ),
+    Case("pp2 cp2", "qwen3-untied", Layout(pipeline=2, context=2)),
+    Case(
+        "dp2 cp2, a rank without an example", "qwen3-untied", Layout(context=2), {"batch_size": 1}
+    ),
+    Case("dp2 pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
+    Case("dp4, two ranks without an example", "qwen2-tied", changes={"batch_size": 2}),
 ]
 
 
@@ -270,12 +294,22 @@ def two_ranks(rank: int, folder: str) -> dict[str, Any]:
         ("dp2", Layout()),
         ("tp2", Layout(tensor=2, sequence_parallel=True)),
         ("pp2", Layout(pipeline=2, virtual_pipeline=2)),
+        ("cp2", Layout(context=2)),
     ):
         found["resumed"][name] = with_layout(layout, resumed, layout, root / name, start)
         # Replicas score different numbers of sequences, and none of them waits for the other.
         found["scores"][name] = with_layout(layout, scores, layout, start, [7, 3])
     found["moved"] = moved(root / "moved", start)
     return found
+
+
+def four_ranks(rank: int, folder: str) -> dict[str, Any]:
+    """All that four processes check."""
+    root = Path(folder)
+    start = root / "qwen3-untied"
+    cases = {case.name: with_layout(case.layout, compared, case, root) for case in FOUR_RANKS}
+    layout = Layout(tensor=2, context=2)
+    return {"cases": cases, "scores": with_layout(layout, scores, layout, start, [7])}
 
 
 def killed_while_saving(rank: int, folder: str, start: str) -> None:

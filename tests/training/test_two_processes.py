@@ -33,7 +33,7 @@ def test_the_layout_does_not_change_what_is_trained(case: Case, measured: Measur
         check_training(case, found["cases"][case.name], references[case.name])
 
 
-@pytest.mark.parametrize("name", ["dp2", "tp2", "pp2"])
+@pytest.mark.parametrize("name", ["dp2", "tp2", "pp2", "cp2"])
 def test_a_stopped_training_goes_on_bit_for_bit(name: str, measured: Measured) -> None:
     for found in measured[1]:
         check_resumption(found["resumed"][name])
@@ -47,7 +47,12 @@ def test_a_training_continues_in_another_layout(measured: Measured) -> None:
 
 @pytest.mark.parametrize(
     ("name", "scored"),
-    [("dp2", [(7, 0), (3, 1)]), ("tp2", [(7, 0), (7, 0)]), ("pp2", [(7, 0), (7, 0)])],
+    [
+        ("dp2", [(7, 0), (3, 1)]),
+        ("tp2", [(7, 0), (7, 0)]),
+        ("pp2", [(7, 0), (7, 0)]),
+        ("cp2", [(7, 0), (7, 0)]),
+    ],
 )
 def test_scores_are_the_hugging_face_log_probs_on_every_rank(
     name: str, scored: list[tuple[int, int]], measured: Measured
