@@ -70,8 +70,11 @@ class Stage:
         for table in self.tables(schema, columns):
             yield from table.to_pylist()
 
-    def metrics(self) -> list[dict[str, float]]:
-        """Lines of the training's metrics, but for one that is still being written."""
+    def metrics(self) -> list[dict[str, float | None]]:
+        """Lines of the training's metrics, but for one that is still being written.
+
+        None is a value that is not known; runs of older versions lack some names.
+        """
         file = self.path / METRICS_FILE
         if not file.exists():
             return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,13 @@ class StepMetrics:
     """One optimizer step over all ranks; `step` counts the steps done, from 1.
 
     `loss` is Σ −w log p / C of the batch, `tokens_per_second` counts its real tokens,
-    `effective_sample_size` is (Σw)² / Σw² over its examples.
+    `effective_sample_size` is (Σw)² / Σw² over its examples. `tflops` are 10¹² model operations a
+    second and device (`flops.ModelFlops`), `mfu` their share of the device's peak, None where that
+    is not known. The seconds of the phases are those of `clock.StepClock`; the checkpoint's are of
+    the step before, waiting included. `straggler` is the slowest rank's compute time over the
+    ranks' mean, minus one; `peak_memory_gib` the largest over the ranks, in 2³⁰ bytes; `useful` the
+    real tokens over all that were computed, padding included; `skipped` the updates left out so
+    far because loss or gradient was not finite.
     """
 
     step: int
@@ -30,6 +37,25 @@ class StepMetrics:
     tokens_per_second: float
     effective_sample_size: float
     seconds: float
+    tflops: float = 0.0
+    mfu: float | None = None
+    data_seconds: float = 0.0
+    forward_backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    straggler: float = 0.0
+    peak_memory_gib: float = 0.0
+    useful: float = 0.0
+    skipped: int = 0
+
+    def known(self) -> dict[str, float]:
+        """A point for each curve: every number but the step that is there and finite."""
+        values = {name: value for name, value in asdict(self).items() if name != "step"}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
 
 
 class Sink(Protocol):
@@ -79,8 +105,10 @@ class MetricsFile:
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (open until close())
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append one line; a reader sees it at once."""
-        self._file.write(json.dumps(asdict(metrics)) + "\n")
+        """Append one line that a reader sees at once; null for what is not known or not finite."""
+        nothing: dict[str, float | None] = dict.fromkeys(asdict(metrics))
+        line = nothing | {"step": metrics.step} | metrics.known()
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -103,11 +131,9 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
 
     def write(self, metrics: StepMetrics) -> None:
-        """One point of each curve."""
-        values = asdict(metrics)
-        step = values.pop("step")
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        """One point of each curve whose value is known."""
+        for name, value in metrics.known().items():
+            self._writer.add_scalar(f"train/{name}", value, metrics.step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -126,9 +152,8 @@ class WeightsAndBiases:
         )
 
     def write(self, metrics: StepMetrics) -> None:
-        """One point of each curve."""
-        values = asdict(metrics)
-        self._run.log(values, step=values.pop("step"))
+        """One point of each curve whose value is known."""
+        self._run.log(metrics.known(), step=metrics.step)
 
     def close(self) -> None:
         """Finish the run."""

@@ -8,7 +8,8 @@ import pytest
 
 from megatron_vr.report.page import write_report
 from tests.report.page_reader import PageReader
-from tests.report.synthetic import Written, write_model, write_run
+from tests.report.synthetic import Written, write_run
+from tests.report.tiny_models import write_model
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from megatron_vr.config.load import load_settings
 from megatron_vr.config.settings import Settings
 from megatron_vr.problems.problem import Problem, to_table
 from megatron_vr.problems.sources import load_problems
-from megatron_vr.problems.toy_tokenizer import make_tokenizer
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, SCORES, TRACES, VERDICTS, WEIGHTS
+from tests.report.metrics_lines import metrics_line
 
 SETTINGS = Path(__file__).with_name("synthetic.yaml")
 SKILL = {
@@ -94,18 +94,7 @@ class Writer:
         return {"questions": len(problems)}
 
     def _training(self, node: Node) -> dict[str, Any]:
-        lines = [
-            {
-                "step": step,
-                "loss": 2.0 / step + 0.3,
-                "grad_norm": 1.0 + self.dice.random(),
-                "learning_rate": 1e-3 * step / 40,
-                "tokens_per_second": 9000.0 + 500 * self.dice.random(),
-                "effective_sample_size": 40 + 10 * self.dice.random(),
-                "seconds": 0.1,
-            }
-            for step in range(1, 41)
-        ]
+        lines = [metrics_line(step, self.dice) for step in range(1, 41)]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (node.path / "metrics.jsonl").write_text(text, encoding="utf-8")
         node.folder.write_part(0, EXAMPLES.empty_table())
@@ -304,27 +293,3 @@ def _before(nodes: Iterable[Node], label: str | None) -> Iterable[Node]:
         if node.label == label:
             return
         yield node
-
-
-def write_model(folder: Path, seed: int) -> Path:
-    """A Qwen3 model of one layer with random weights and the toy tokenizer."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = make_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=64,
-        initializer_range=0.3,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -128,7 +128,7 @@ def test_the_page_needs_nothing_else(full: Written, page: PageReader) -> None:
 
 def test_plots_lie_beside_the_page_and_are_drawn(full: Written, page: PageReader) -> None:
     plots = sorted((full.folder / "report").glob("*.png"))
-    names = {"accuracy", "loss", "training", "posterior", "weights", "bounds", "lengths"}
+    names = {"accuracy", "loss", "training", "time", "posterior", "weights", "bounds", "lengths"}
     assert {plot.stem for plot in plots} == names
     for plot in plots:
         data = plot.read_bytes()

@@ -1,19 +1,42 @@
-"""Metrics of a resumed training: each step once, wherever they go."""
+"""Metrics wherever they go: each step once in a resumed training, and no point where none is."""
 
 from __future__ import annotations
 
 import json
+import math
+import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from megatron_vr.errors import SettingsError
 from megatron_vr.training import metrics
-from megatron_vr.training.metrics import StepMetrics, check_sinks, open_sinks
+from megatron_vr.training.metrics import StepMetrics, WeightsAndBiases, check_sinks, open_sinks
 
 
-def step(number: int, loss: float) -> StepMetrics:
-    return StepMetrics(number, loss, 1.0, 1e-3, 100.0, 4.0, 0.5)
+def step(number: int, loss: float, mfu: float | None = 0.4) -> StepMetrics:
+    return StepMetrics(
+        step=number,
+        loss=loss,
+        grad_norm=1.0,
+        learning_rate=1e-3,
+        tokens_per_second=100.0,
+        effective_sample_size=4.0,
+        seconds=0.5,
+        tflops=400.0,
+        mfu=mfu,
+        data_seconds=0.1,
+        forward_backward_seconds=0.3,
+        optimizer_seconds=0.05,
+        checkpoint_seconds=0.0,
+        straggler=0.02,
+        peak_memory_gib=60.5,
+        useful=0.9,
+        skipped=1,
+    )
 
 
 def written(folder: Path, done: int, steps: list[StepMetrics], *, tensorboard: bool) -> None:
@@ -42,6 +65,45 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     points = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert points == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_line_holds_every_number_and_null_where_none_is_known(tmp_path: Path) -> None:
+    steps = [step(1, 1.0), step(2, 2.0, mfu=None), step(3, math.nan)]
+    written(tmp_path, 0, steps, tensorboard=False)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        asdict(step(1, 1.0)),
+        asdict(step(2, 2.0)) | {"mfu": None},
+        asdict(step(3, 3.0)) | {"loss": None},
+    ]
+
+
+def test_tensorboard_leaves_out_the_point_that_is_not_known(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = [step(1, 1.0, mfu=None), step(2, 2.0, mfu=0.25)]
+    written(tmp_path, 0, steps, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/mfu")] == [(2, 0.25)]
+    assert [(e.step, e.value) for e in events.Scalars("train/tflops")] == [(1, 400.0), (2, 400.0)]
+    names = {f"train/{name}" for name in asdict(step(1, 1.0)) if name != "step"}
+    assert set(events.Tags()["scalars"]) == names
+
+
+def test_weights_and_biases_gets_only_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[tuple[int, dict[str, Any]]] = []
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **settings: run))
+    sink = WeightsAndBiases("project", "a test", tmp_path)
+    sink.write(step(1, 1.0, mfu=None))
+    sink.write(step(2, 2.0))
+    everything = {name: value for name, value in asdict(step(2, 2.0)).items() if name != "step"}
+    first = {name: value for name, value in everything.items() if name != "mfu"}
+    assert logged == [(1, first | {"loss": 1.0}), (2, everything)]
 
 
 def test_a_sink_whose_package_is_missing_names_the_setting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from megatron_vr.config.comparisons import MAIN_ARM
@@ -10,6 +11,7 @@ from megatron_vr.config.settings import Settings, TrainSettings
 from megatron_vr.report.blocks import Box
 from megatron_vr.report.results import CLOSE, Evaluated, Scope, difference
 from megatron_vr.report.run_folder import RunFolder
+from megatron_vr.report.trainings import read_trainings
 from megatron_vr.report.wording import amount, listed, points
 
 
@@ -19,7 +21,7 @@ def caution(
     where: Sequence[Scope],
 ) -> Box:
     """A box of statements about what may be concluded."""
-    statements = [*_general(run), *_budget(run), *_hint(run, rows, where)]
+    statements = [*_general(run), *_skipped(run), *_budget(run), *_hint(run, rows, where)]
     if run.settings.prompts.format == "toy":
         return Box("What this task shows, and what it does not", [*_toy(where), *statements])
     return Box("How to read these numbers", statements)
@@ -54,6 +56,23 @@ def _general(run: RunFolder) -> Iterator[str]:
         "Errors are over questions only. Another seed trains other models: only "
         "`megatron-vr run … --seeds 1,2,3` shows that spread."
     )
+
+
+def _skipped(run: RunFolder) -> Iterator[str]:
+    """Trainings that left updates out: they learned from fewer batches than their settings say."""
+    told = []
+    for label, iteration in [("sft", 0), *product(("posterior", "train"), run.iterations)]:
+        for training in read_trainings(run, label, iteration):
+            count = max(training.values("skipped"), default=0)
+            if count > 0:
+                when = f" in iteration {iteration}" if len(run.iterations) > 1 and iteration else ""
+                steps = max(training.values("step"))
+                told.append(f"{training.name}{when} {count:,.0f} of {amount(int(steps), 'step')}")
+    if told:
+        yield (
+            "Updates were skipped because loss or gradient was not finite, so these learned from "
+            f"fewer batches than their settings say: {listed(told)}."
+        )
 
 
 def _budget(run: RunFolder) -> Iterator[str]:

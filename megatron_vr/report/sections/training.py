@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from megatron_vr.report.blocks import Block, Folded, Missing, Picture, Words
 from megatron_vr.report.plots.lines import Line, LinePanel, line_panels
 from megatron_vr.report.plots.style import START, row_colours
-from megatron_vr.report.run_folder import RunFolder, Stage
+from megatron_vr.report.run_folder import RunFolder
+from megatron_vr.report.sections.speed import speed_blocks
+from megatron_vr.report.trainings import KINDS, Training, read_trainings
 from megatron_vr.report.wording import listed, picture_name
 
 LOSS = "weighted loss (nats per token)"
@@ -18,37 +19,23 @@ OTHERS = {
     "tokens_per_second": ("Speed", "tokens per second"),
     "learning_rate": ("Learning rate", "learning rate"),
 }
-KINDS = {"sft": "π₀", "posterior": "posterior q", "train": "θ-step"}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One training and the lines of its metrics."""
-
-    stage: Stage
-    colour: str
-    rows: Sequence[Mapping[str, float]]
-
-    def line(self, metric: str, name: str, dashed: bool = False) -> Line:
-        """One metric over steps."""
-        known = [row for row in self.rows if metric in row]
-        steps, values = [row["step"] for row in known], [row[metric] for row in known]
-        return Line(name, self.colour, steps, values, dashed=dashed)
+Drawn = Mapping[str, Sequence[Training]]  # by the label of the stages
 
 
 def training_blocks(run: RunFolder, t: int) -> list[Block]:
-    """The losses of iteration t in sight, the other metrics folded away."""
+    """The losses and the speed of iteration t in sight, the other metrics folded away."""
     kinds = {
-        "sft": _curves(run, "sft", 0) if t == 1 else [],
-        "posterior": _curves(run, "posterior", t),
-        "train": _curves(run, "train", t),
+        "sft": read_trainings(run, "sft", 0) if t == 1 else [],
+        "posterior": read_trainings(run, "posterior", t),
+        "train": read_trainings(run, "train", t),
     }
-    drawn = {kind: curves for kind, curves in kinds.items() if curves}
+    drawn = {kind: found for kind, found in kinds.items() if found}
     if not drawn:
         return [Missing("No training has written metrics yet.")]
     blocks: list[Block] = [
         _losses(run, drawn, t),
         Folded("Gradient norm, sample size, speed, learning rate", [_others(run, drawn, t)]),
+        *speed_blocks(run, t, [training for found in drawn.values() for training in found]),
     ]
     if "train" not in drawn:
         blocks.append(Missing("The θ-step has not begun."))
@@ -58,25 +45,20 @@ def training_blocks(run: RunFolder, t: int) -> list[Block]:
     return blocks
 
 
-def _curves(run: RunFolder, label: str, iteration: int) -> list[Curve]:
-    """Trainings that have metrics, done or under way; each row's own."""
-    colours = row_colours(run.rows)
-    found = [
-        Curve(stage, START if label == "sft" else colours[arm], stage.metrics())
-        for arm in run.arms
-        for stage in run.stages.values()
-        if (stage.label, stage.iteration, stage.arm) == (label, iteration, arm)
-    ]
-    return [curve for curve in found if curve.rows]
+def _line(run: RunFolder, training: Training, metric: str, name: str, dashed: bool = False) -> Line:
+    """One metric over the steps of a training."""
+    start = training.stage.label == "sft"
+    colour = START if start else row_colours(run.rows)[training.stage.arm]
+    return Line(name, colour, *training.curve(metric), dashed=dashed)
 
 
-def _losses(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Picture:
+def _losses(run: RunFolder, drawn: Drawn, t: int) -> Picture:
     """A panel for each kind of training, for their losses do not compare."""
     panels: list[LinePanel] = []
-    for kind, curves in drawn.items():
+    for kind, trainings in drawn.items():
         lines = [
-            curve.line("loss", KINDS["sft"] if kind == "sft" else curve.stage.arm)
-            for curve in curves
+            _line(run, training, "loss", KINDS["sft"] if kind == "sft" else training.stage.arm)
+            for training in trainings
         ]
         title = KINDS[kind]
         if len(lines) == 1 and len(lines[0].y) > 1:
@@ -86,14 +68,14 @@ def _losses(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Pic
     return Picture(name, line_panels(panels), f"Loss over the steps of {listed(_titles(drawn))}")
 
 
-def _others(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Picture:
+def _others(run: RunFolder, drawn: Drawn, t: int) -> Picture:
     """A panel for each other metric, all trainings in it."""
     panels = []
     for metric, (title, unit) in OTHERS.items():
         lines = [
-            curve.line(metric, _name(kind, curve.stage.arm), dashed=kind == "posterior")
-            for kind, curves in drawn.items()
-            for curve in curves
+            _line(run, training, metric, training.name, dashed=kind == "posterior")
+            for kind, trainings in drawn.items()
+            for training in trainings
         ]
         panels.append(LinePanel(title, lines, "step", unit))
     name = picture_name("training", t, len(run.iterations))
@@ -101,9 +83,5 @@ def _others(run: RunFolder, drawn: Mapping[str, Sequence[Curve]], t: int) -> Pic
     return Picture(name, line_panels(panels), alt)
 
 
-def _name(kind: str, arm: str) -> str:
-    return {"sft": KINDS["sft"], "posterior": f"{arm}'s q"}.get(kind, arm)
-
-
-def _titles(drawn: Mapping[str, Sequence[Curve]]) -> list[str]:
+def _titles(drawn: Drawn) -> list[str]:
     return [KINDS[kind] for kind in drawn]
