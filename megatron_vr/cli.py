@@ -59,6 +59,9 @@ def run(
     """The whole algorithm, every iteration and comparison, resuming where it stopped.
 
     Example: `megatron-vr run examples/toy.yaml run.folder=runs/mine train.steps=400`
+
+    Exit codes: 0 done; 1 failed; 2 bad usage or settings; 75 stopped by SIGTERM or SIGUSR1 after
+    saving: run the same command again.
     """
     from megatron_vr.cli_run import run_once, run_seeds
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from megatron_vr.algorithm.run import (
     read_results,
 )
 from megatron_vr.config.load import load_settings
-from megatron_vr.errors import SettingsError
+from megatron_vr.errors import Requeue, SettingsError
 from megatron_vr.evaluation.spread import spread
 from megatron_vr.evaluation.table import print_results
+from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.launch import is_launched, is_launched_by_us, launch
 from megatron_vr.parallel.world import World
 from megatron_vr.traces.durable import write_durably
@@ -31,16 +33,8 @@ from megatron_vr.traces.durable import write_durably
 
 def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: bool) -> None:
     """One run, its results table and its report."""
-    prepared = prepare(load_settings(config, overrides), start_over=start_over)
-    if is_launched():
-        main = _as_rank(prepared, _after_problems(prepared), start_over)
-        if main and not is_launched_by_us():
-            _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
-        return
-    read_problems(prepared, start_over=start_over)
-    arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
-    _work_or_launch(prepared, _after_problems(prepared), arguments, start_over)
-    _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
+    with _stoppable() as interrupt:
+        _run_once(config, overrides, start_over, as_json, interrupt)
 
 
 def run_seeds(
@@ -48,9 +42,11 @@ def run_seeds(
 ) -> None:
     """The run once per seed in `<run.folder>/seed-N`, then mean ± spread of every number."""
     root = load_settings(config, overrides).run.folder
-    for seed in seeds:
-        own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
-        run_once(config, own, start_over, as_json=False)
+    with _stoppable() as interrupt:
+        for seed in seeds:
+            own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
+            _run_once(config, own, start_over, False, interrupt)
+            interrupt.check(f"seed {seed}")
     results = spread([read_results(root / f"seed-{seed}") for seed in seeds])
     write_durably(root / RESULTS, json.dumps(results, indent=1) + "\n")
     _tell(results, root, as_json)
@@ -70,15 +66,44 @@ def run_stage(
             f"the row `{arm}` has no stage `{stage}` in iteration {iteration} "
             f"(run.iterations is {prepared.settings.run.iterations}; `sft` is iteration 0)"
         )
-    if is_launched():
-        _as_rank(prepared, [*_bases(prepared), *nodes], start_over)
-        return
-    read_problems(prepared, start_over=start_over)
     nodes = [*_bases(prepared), *nodes]
-    options = ["--iteration", str(iteration), "--arm", arm]
-    flags = ["--start-over"] if start_over else []
-    arguments = [stage, str(config), *overrides, *options, *flags]
-    _work_or_launch(prepared, nodes, arguments, start_over)
+    with _stoppable() as interrupt:
+        if is_launched():
+            _as_rank(prepared, nodes, start_over, interrupt)
+            return
+        read_problems(prepared, interrupt, start_over=start_over)
+        options = ["--iteration", str(iteration), "--arm", arm]
+        flags = ["--start-over"] if start_over else []
+        arguments = [stage, str(config), *overrides, *options, *flags]
+        _work_or_launch(prepared, nodes, arguments, start_over, interrupt)
+
+
+@contextmanager
+def _stoppable() -> Iterator[Interrupt]:
+    interrupt = Interrupt()
+    interrupt.install()
+    try:
+        yield interrupt
+    finally:
+        # A rank's agent may send SIGTERM while the rank prints its last message.
+        if not is_launched():
+            interrupt.restore()
+
+
+def _run_once(
+    config: Path, overrides: Sequence[str], start_over: bool, as_json: bool, interrupt: Interrupt
+) -> None:
+    prepared = prepare(load_settings(config, overrides), start_over=start_over)
+    nodes = _after_problems(prepared)
+    if is_launched():
+        main = _as_rank(prepared, nodes, start_over, interrupt)
+        if main and not is_launched_by_us():
+            _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
+        return
+    read_problems(prepared, interrupt, start_over=start_over)
+    arguments = ["run", str(config), *overrides, *(["--start-over"] if start_over else [])]
+    _work_or_launch(prepared, nodes, arguments, start_over, interrupt)
+    _tell(collect_results(prepared), prepared.settings.run.folder, as_json)
 
 
 def _after_problems(prepared: Prepared) -> list[Node]:
@@ -90,32 +115,59 @@ def _bases(prepared: Prepared) -> list[Node]:
 
 
 def _work_or_launch(
-    prepared: Prepared, nodes: list[Node], arguments: list[str], start_over: bool
+    prepared: Prepared,
+    nodes: list[Node],
+    arguments: list[str],
+    start_over: bool,
+    interrupt: Interrupt,
 ) -> None:
     if all(node.folder.done for node in nodes):
         return
+    interrupt.check("the problems")
     if prepared.processes == 1:
-        execute(nodes, World(0, 1), start_over=start_over)
+        execute(nodes, World(0, 1), interrupt, start_over=start_over)
         return
-    code = launch(arguments, prepared.processes)
+    code = launch(arguments, prepared.processes, interrupt)
     if code:
         sys.exit(code)
 
 
-def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool) -> bool:
+def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool, interrupt: Interrupt) -> bool:
     """Work as one rank of several; whether it is the main one.
 
-    Where torchrun started the ranks, nobody has read the problems yet: the main one does.
+    The other ranks end when one dies or fails. That a run stopped is told once, by the main one.
     """
+    from megatron_vr.parallel.heartbeat import Heartbeat
     from megatron_vr.parallel.layout import join_world
 
-    join_world(prepared.settings.parallel.timeout_minutes)
+    settings = prepared.settings.parallel
+    join_world(settings.timeout_minutes)
     world = World.from_environment()
-    if world.is_main and not is_launched_by_us():
-        read_problems(prepared, start_over=start_over)
-    world.barrier()
-    execute(nodes, world, start_over=start_over)
+    try:
+        if world.size == 1:
+            _read_and_execute(prepared, nodes, start_over, world, interrupt)
+            return True
+        with Heartbeat(world, settings.dead_after_seconds) as heartbeat:
+            try:
+                _read_and_execute(prepared, nodes, start_over, world, interrupt)
+            except RuntimeError as error:
+                heartbeat.explain(error)
+                raise
+    except Requeue as stopped:
+        if world.is_main:
+            raise
+        raise SystemExit(stopped.exit_code) from stopped
     return world.is_main
+
+
+def _read_and_execute(
+    prepared: Prepared, nodes: list[Node], start_over: bool, world: World, interrupt: Interrupt
+) -> None:
+    # Where torchrun started the ranks, nobody has read the problems yet.
+    if world.is_main and not is_launched_by_us():
+        read_problems(prepared, interrupt, start_over=start_over)
+    world.barrier()
+    execute(nodes, world, interrupt, start_over=start_over)
 
 
 def _tell(results: dict[str, Any], folder: Path, as_json: bool) -> None:

@@ -25,3 +25,9 @@ class CheckpointError(VRError):
 
 class StageError(VRError):
     """A stage cannot start or resume as things are on disk."""
+
+
+class Requeue(VRError):
+    """The command was asked to stop and has saved; the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h

@@ -11,6 +11,7 @@ import pyarrow as pa
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Advance, Talk
 from megatron_vr.config.comparisons import MAIN_ARM
+from megatron_vr.parallel.interrupt import Interrupt, stopped_after
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA, Problem, from_table
 from megatron_vr.problems.prompts import PromptFormat, load_format
@@ -24,6 +25,7 @@ class Context:
 
     world: World
     talk: Talk
+    interrupt: Interrupt
 
     def problems(self, node: Node) -> list[Problem]:
         """The problems that `node` works on."""
@@ -45,7 +47,8 @@ class Context:
         """Make the missing parts of `total` items, `part_size` each, over all processes.
 
         Part i holds items i·part_size … so its content does not depend on who makes it or when.
-        Returns the number of parts.
+        Returns the number of parts. Raises Requeue on every process, after the parts at hand,
+        when one of them was asked to stop.
         """
         parts = count_parts(total, part_size)
         missing = self.world.from_main(node.folder.missing(parts))
@@ -55,8 +58,26 @@ class Context:
         with self.talk.bar(title(node), amount, unit) as advance:
             for index, span in spans.items():
                 node.folder.write_part(index, make(span, advance))
-        self.world.barrier()
+                if self.interrupt.requested:
+                    break
+        self.meet(f"a part of {title(node)}")
         return parts
+
+    def meet(self, what: str) -> None:
+        """A barrier that nobody passes once one process was asked to stop.
+
+        Signals reach the processes at different moments; here they agree. Raises Requeue on every
+        process; `what` is that which all have finished and saved.
+        """
+        asked: list[str | None] = [self.interrupt.signal_name]
+        if self.world.size > 1:
+            import torch.distributed as dist
+
+            asked = [None] * self.world.size
+            dist.all_gather_object(asked, self.interrupt.signal_name)
+        signal_name = next((name for name in asked if name is not None), None)
+        if signal_name is not None:
+            raise stopped_after(what, signal_name)
 
 
 def title(node: Node) -> str:

@@ -24,7 +24,11 @@ from megatron_vr.config.settings import Settings, TrainSettings
 from megatron_vr.traces.fingerprint import make_fingerprint
 from megatron_vr.traces.store import StageFolder
 
-UNFINGERPRINTED_TRAIN = {"save_every", "keep_last", "log_every", "micro_batch_tokens"}
+UNFINGERPRINTED_TRAIN = {
+    *("save_every", "save_aside", "keep_last", "keep_every", "log_every", "micro_batch_tokens"),
+    # What a training that finished would have done in a case it did not meet.
+    *("too_long", "not_finite", "skips_allowed"),
+}
 
 
 @dataclass(frozen=True)
@@ -245,6 +249,7 @@ def _graded(s: Settings) -> dict[str, Any]:
 def _scoring(s: Settings) -> dict[str, Any]:
     return {
         "part_size": s.scoring.part_size,
+        "per_token": s.scoring.per_token,
         "dtype": s.model.dtype,
         "prompts": _dump(s.prompts),
         "hint": s.posterior.hint,

@@ -20,6 +20,7 @@ from megatron_vr.config.checks import check_settings
 from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import DataError
+from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.launch import check_launch, default_processes
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA
@@ -61,9 +62,9 @@ def processes_of(settings: Settings) -> int:
     return default_processes() if asked == "auto" else asked
 
 
-def read_problems(prepared: Prepared, *, start_over: bool = False) -> None:
+def read_problems(prepared: Prepared, interrupt: Interrupt, *, start_over: bool = False) -> None:
     """Run the `problems` stages here and save the settings: the data's faults show at once."""
-    alone = Context(World(0, 1), Talk(speaks=True))
+    alone = Context(World(0, 1), Talk(speaks=True), interrupt)
     folder = prepared.settings.run.folder
     nodes = [node for node in prepared.plan.nodes if node.stage == "problems"]
     run_nodes(nodes, alone, start_over=start_over)
@@ -88,9 +89,11 @@ def _check_held_out(nodes: list[Node]) -> None:
         seen |= dict.fromkeys(questions, which)
 
 
-def execute(nodes: list[Node], world: World, *, start_over: bool = False) -> None:
-    """Run `nodes` on this process, one of `world`."""
-    run_nodes(nodes, Context(world, Talk(world.is_main)), start_over=start_over)
+def execute(
+    nodes: list[Node], world: World, interrupt: Interrupt, *, start_over: bool = False
+) -> None:
+    """Run `nodes` on this process, one of `world`. Raises Requeue when asked to stop."""
+    run_nodes(nodes, Context(world, Talk(world.is_main), interrupt), start_over=start_over)
 
 
 def collect_results(prepared: Prepared) -> dict[str, Any]:

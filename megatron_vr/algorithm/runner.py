@@ -18,7 +18,7 @@ def run_nodes(nodes: Iterable[Node], context: Context, *, start_over: bool = Fal
     """Make every node's folder; each process calls this with the same nodes.
 
     Raises StageError where a node's inputs are not done or its folder was made under other
-    settings.
+    settings, Requeue after a node when a process was asked to stop.
     """
     for node in nodes:
         if context.world.from_main(node.folder.done):
@@ -34,8 +34,8 @@ def run_nodes(nodes: Iterable[Node], context: Context, *, start_over: bool = Fal
         if context.world.is_main:
             # Of the invocation that finished it: a resumed stage took longer in all.
             node.folder.finish(finished.parts, {**finished.summary, "seconds": seconds})
-        context.world.barrier()
         context.talk.line(f"{title(node)}: {seconds:.1f} s  {_told(finished)}")
+        context.meet(title(node))
 
 
 def _stage(node: Node, context: Context) -> Finished:

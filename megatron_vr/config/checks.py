@@ -37,6 +37,7 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
+    yield from _context_faults(s)
     yield from _warmup_faults(s)
     yield from _length_faults(s)
 
@@ -51,6 +52,23 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if p.sequence and p.tensor == 1:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
+
+
+def _context_faults(s: Settings) -> Iterator[str]:
+    """Context parallelism pads every sequence to two chunks for each rank."""
+    multiple = 2 * s.parallel.context
+    budgets = {
+        "policy": s.policy.micro_batch_tokens,
+        "posterior.train": s.posterior.train.micro_batch_tokens,
+        "train": s.train.micro_batch_tokens,
+        "scoring": s.scoring.micro_batch_tokens,
+    }
+    for name, budget in budgets.items():
+        if s.parallel.context > 1 and budget % multiple:
+            yield (
+                f"{name}.micro_batch_tokens is {budget}, which is not a multiple of {multiple} "
+                f"(twice parallel.context); use {budget + -budget % multiple}"
+            )
 
 
 def _length_faults(s: Settings) -> Iterator[str]:

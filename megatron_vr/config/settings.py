@@ -52,7 +52,11 @@ class ModelSettings(Frozen):
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "selective", "full"] = "none"
-    log_prob_chunk: Count = Field(2048, description="positions projected at once by the head")
+    log_prob_chunk: Count | Literal["auto"] = Field(
+        "auto",
+        description="positions projected at once by the head; auto: 128 MiB of logits on a CPU, "
+        "1 GiB on a GPU",
+    )
 
     @model_validator(mode="after")
     def _one_base(self) -> ModelSettings:
@@ -87,7 +91,13 @@ class ParallelSettings(Frozen):
     virtual_pipeline: Count | None = None
     context: Count = 1
     sequence: bool = False
+    overlap: bool = Field(
+        False, description="sum gradients and gather weights while the model computes"
+    )
     timeout_minutes: Positive = Field(30.0, description="a collective that takes longer fails")
+    dead_after_seconds: Positive = Field(
+        60.0, description="a rank that gives no sign for so long is named and ends the run"
+    )
 
 
 class OptimizerSettings(Frozen):
@@ -120,8 +130,21 @@ class TrainSettings(Frozen):
         "the expected gradient is the same",
     )
     optimizer: OptimizerSettings = OptimizerSettings()
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="examples of more than micro_batch_tokens: stop, or drop and count"
+    )
+    not_finite: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is not finite: stop, or skip and count"
+    )
+    skips_allowed: Count = Field(10, description="skipped updates in one training; more stop it")
     save_every: Count = Field(500, description="steps between checkpoints to resume from")
+    save_aside: bool = Field(
+        True, description="write checkpoints in the background from a copy in host memory"
+    )
     keep_last: Count = Field(1, description="checkpoints kept")
+    keep_every: Count | None = Field(
+        None, description="also kept: checkpoints of steps that are multiples of this"
+    )
     log_every: Count = Field(10, description="steps between lines in the metrics")
 
     @model_validator(mode="after")
@@ -230,6 +253,14 @@ class ScoringSettings(Frozen):
 
     micro_batch_tokens: Count = 32768
     part_size: Count = Field(4096, description="traces per part: what a kill can lose")
+    per_token: bool = Field(
+        False, description="keep log-prob and entropy of every token, in score/policy, /posterior"
+    )
+    largest_engine_gap: Positive | None = Field(
+        0.1,
+        description="mean |log-prob of the engine − of the trainer| in nats per token that stops "
+        "the run; null: never",
+    )
 
 
 class GradingSettings(Frozen):

@@ -8,18 +8,25 @@ from typing import Any, Literal
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import silu
 
 from megatron_vr.models.architecture import Architecture
-from megatron_vr.models.log_prob import log_probs_at
+from megatron_vr.models.log_prob import Head, Targets, log_probs_at
+from megatron_vr.models.plain_layers import SharedPromptPack
 from megatron_vr.models.spec import SpecName, check_spec, layer_spec
 from megatron_vr.parallel.layout import Layout
 
 DTypeName = Literal["float32", "bfloat16"]
 Recompute = Literal["none", "selective", "full"]
+Chunk = int | Literal["auto"]
+
+# Bytes of logits that the head holds at once where the chunk is "auto". A GPU wants chunks large
+# enough that adding them to the weight's gradient is not what it waits for.
+LOGITS_ON_CPU, LOGITS_ON_GPU = 2**27, 2**30
 
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -32,28 +39,65 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
+class PlacedRotary(torch.nn.Module):
+    """Megatron's `rotary` frequencies, or, where `positions` [places] says which position each
+    place of a pack has, theirs."""
+
+    def __init__(self, rotary: torch.nn.Module) -> None:
+        super().__init__()
+        self.rotary: Any = rotary
+        self.positions: Tensor | None = None
+
+    def get_rotary_seq_len(self, *args: Any) -> int:
+        """What Megatron calls `forward` with."""
+        length: int = self.rotary.get_rotary_seq_len(*args)
+        return length
+
+    def forward(self, length: int, **kwargs: Any) -> Tensor:
+        """[length, 1, 1, head_dim] for positions from 0, or [places, 1, 1, head_dim]."""
+        if self.positions is None:
+            whole: Tensor = self.rotary(length, **kwargs)
+            return whole
+        frequencies: Tensor = self.rotary(int(self.positions.max()) + 1, packed_seq=True)
+        return frequencies[self.positions]
+
+
 class LogProbModel(GPTModel):
     """A GPTModel whose last stage returns log-probs of labels instead of losses of all positions.
 
-    `model(input_ids, position_ids, None, labels=labels, loss_mask=mask, packed_seq_params=pack)`
-    with [batch, sequence] ids and a bool mask returns [number of True] float32: log p(label) at
-    the masked positions, row by row. Without labels it returns logits [batch, sequence,
-    vocabulary]. Earlier stages return hidden states, as Megatron's schedules expect.
+    `model(input_ids, position_ids, None, labels=Targets(labels, mask), packed_seq_params=pack)`
+    with [batch, sequence] ids returns what `log_probs_at` does: [number of True in the mask]
+    float32, log p(label) at the masked positions, row by row. Without labels it returns logits
+    [batch, sequence, vocabulary]. Earlier stages return hidden states, as Megatron's schedules
+    expect.
     """
 
     def __init__(
-        self, *args: Any, true_vocab_size: int, log_prob_chunk: int, **kwargs: Any
+        self, *args: Any, true_vocab_size: int, log_prob_chunk: Chunk, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.true_vocab_size = true_vocab_size
         self.log_prob_chunk = log_prob_chunk
+        self.rotary_pos_emb: Any = PlacedRotary(self.rotary_pos_emb)
+
+    def _preprocess(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        *args: Any,
+        packed_seq_params: PackedSeqParams | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        placed = isinstance(packed_seq_params, SharedPromptPack)
+        self.rotary_pos_emb.positions = position_ids[0] if placed else None
+        kwargs["packed_seq_params"] = packed_seq_params
+        return super()._preprocess(input_ids, position_ids, *args, **kwargs)
 
     def _postprocess(
         self,
         hidden_states: Tensor,
         *args: Any,
-        labels: Tensor | None = None,
-        loss_mask: Tensor | None = None,
+        labels: Targets | None = None,
         **kwargs: Any,
     ) -> Tensor:
         if not self.post_process:
@@ -62,20 +106,23 @@ class LogProbModel(GPTModel):
             kwargs["runtime_gather_output"] = True
             logits: Tensor = super()._postprocess(hidden_states, *args, labels=None, **kwargs)
             return logits[..., : self.true_vocab_size]
-        if loss_mask is None or loss_mask.dtype != torch.bool:
-            raise ValueError("labels need a loss_mask of dtype bool: where to take log-probs")
         tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        return log_probs_at(
-            hidden_states,
-            weight,
-            labels,
-            loss_mask,
+        head = Head(
+            weight=self.shared_embedding_or_output_weight() if tied else self.output_layer.weight,
             vocab_size=self.true_vocab_size,
-            chunk=self.log_prob_chunk,
+            chunk=self._chunk(),
             sequence_parallel=self.config.sequence_parallel,
             group=self.pg_collection.tp,
         )
+        return log_probs_at(head, hidden_states, labels)
+
+    def _chunk(self) -> int:
+        """Positions the head projects at once."""
+        if self.log_prob_chunk != "auto":
+            return self.log_prob_chunk
+        memory = LOGITS_ON_CPU if self.config.use_cpu_initialization else LOGITS_ON_GPU
+        rows = self.vocab_size // self.config.tensor_model_parallel_size
+        return max(1, memory // (rows * torch.float32.itemsize))
 
 
 def build_model(
@@ -85,14 +132,14 @@ def build_model(
     spec: SpecName,
     dtype: DTypeName,
     recompute: Recompute,
-    log_prob_chunk: int,
+    log_prob_chunk: Chunk,
 ) -> list[MegatronModule]:
     """This rank's stages of the model: one, or one for each virtual pipeline chunk.
 
     Needs Megatron's process groups for `layout` (see `parallel.layout.initialise`). All weight
     matrices are zero until `convert.load.load_hf` or a checkpoint fills them. `log_prob_chunk` is
-    the number of positions the head projects at once. Raises SettingsError for a spec that is not
-    available here.
+    the number of positions the head projects at once; "auto" bounds the memory of their logits.
+    Raises SettingsError for a spec that is not available here.
     """
     check_spec(spec)
     config = transformer_config(architecture, layout, spec=spec, dtype=dtype, recompute=recompute)
@@ -107,7 +154,7 @@ def _build_stage(
     layout: Layout,
     config: TransformerConfig,
     spec: SpecName,
-    log_prob_chunk: int,
+    log_prob_chunk: Chunk,
     vp_stage: int | None,
 ) -> MegatronModule:
     placed = {"ignore_virtual": False, "vp_stage": vp_stage}

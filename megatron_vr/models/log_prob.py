@@ -2,15 +2,20 @@
 
 For a hidden state `h`, output weight `W` [vocabulary, hidden] and token `y`:
 
-    log p(y) = (W h)_y - log sum_v exp (W h)_v
+    log p(y) = (W h)_y − log Σ_v exp (W h)_v
 
-Only positions that are asked for are projected, `chunk` of them at a time, and projected again in
-the backward pass: logits of one chunk at most are alive. The rows of `W` may be spread over
-tensor-parallel ranks; maximum, sum and target logit are then reduced over them.
+Only positions that are asked for are projected, `chunk` of them at a time: logits of one chunk at
+most are alive. The rows of `W` may be spread over tensor-parallel ranks; maximum, sum and target
+logit are then reduced over them.
+
+Gradients need the logits too. Where the caller knows beforehand what the loss's derivative by
+each log-prob will be (a weighted sum of log-probs has its weights), they are computed while the
+chunk's logits are there; otherwise the chunks are projected again in the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,62 +25,86 @@ from megatron.core import tensor_parallel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_vr.models.vocabulary import VocabularyShard
+
+# How far the derivative that backward brings may be from the one announced, relative to it.
+DERIVATIVE_TOLERANCE = 1e-4
+
 
 @dataclass(frozen=True)
-class VocabularyShard:
-    """This rank's rows of an output weight of which every rank of `group` holds `rows`, in order.
+class Targets:
+    """Where log-probs are wanted, and of which tokens.
 
-    Rows from `vocab_size` on only pad the vocabulary.
+    `labels` [batch, sequence] token ids, `mask` [batch, sequence] bool. `derivative` [number of
+    True] float32: what backward will bring for each log-prob, if that is known. `entropy`: also
+    the entropy at these positions.
     """
 
-    group: dist.ProcessGroup
-    rows: int
+    labels: Tensor
+    mask: Tensor
+    derivative: Tensor | None = None
+    entropy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"the mask says where to take log-probs; bool, not {self.mask.dtype}")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer: `weight` [rows, hidden] is this rank's rows of the output weight, tokens
+    from `vocab_size` on do not exist, `chunk` positions are projected at once."""
+
+    weight: Tensor
     vocab_size: int
+    chunk: int
+    sequence_parallel: bool
+    group: dist.ProcessGroup
 
     @property
-    def first(self) -> int:
-        """The token id of row 0."""
-        return self.group.rank() * self.rows
-
-    @property
-    def real(self) -> int:
-        """How many of the rows, from row 0, belong to the vocabulary."""
-        return min(max(self.vocab_size - self.first, 0), self.rows)
-
-    def unknown(self, labels: Tensor) -> Tensor:
-        """Which labels are no token of the vocabulary, on any rank."""
-        return (labels < 0) | (labels >= self.vocab_size)
+    def shard(self) -> VocabularyShard:
+        """The columns of the logits that are this rank's."""
+        return VocabularyShard(self.group, self.weight.shape[0], self.vocab_size)
 
 
-def log_probs_at(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    loss_mask: Tensor,
-    *,
-    vocab_size: int,
-    chunk: int,
-    sequence_parallel: bool,
-    group: dist.ProcessGroup,
-) -> Tensor:
-    """Log-probs [number of True in `loss_mask`] float32 of `labels` where `loss_mask`, row by row.
+def log_probs_at(head: Head, hidden: Tensor, targets: Targets) -> Tensor:
+    """Log-probs [number of True in the mask] float32, row by row; NaN for labels that do not exist.
 
-    `hidden` is [sequence, batch, hidden], or its share of the sequence with `sequence_parallel`;
-    `weight` [rows, hidden] this rank's rows of the output weight; `labels` [batch, sequence] token
-    ids of the whole vocabulary, `loss_mask` [batch, sequence] bool, both whole on every rank.
-    NaN where a label is no token of the vocabulary.
+    With `targets.entropy` [2, number of True]: log-probs, then entropies in nats (no gradient).
+    `hidden` is [sequence, batch, hidden], or this rank's share of the sequence with sequence
+    parallelism; the targets are whole on every rank. Raises RuntimeError in backward where
+    `targets.derivative` was not the truth.
     """
-    if sequence_parallel:
+    if head.sequence_parallel:
         # Each rank's gradient comes from its own rows of the weight: summed on the way back.
         hidden = tensor_parallel.gather_from_sequence_parallel_region(
-            hidden, tensor_parallel_output_grad=True, group=group
+            hidden, tensor_parallel_output_grad=True, group=head.group
         )
-    chosen = hidden.transpose(0, 1)[loss_mask]
-    if not sequence_parallel:
-        chosen = tensor_parallel.copy_to_tensor_model_parallel_region(chosen, group=group)
-    shard = VocabularyShard(group, weight.shape[0], vocab_size)
-    result: Tensor = ChunkedLogProb.apply(chosen, weight, labels[loss_mask], shard, chunk)
-    return result
+    chosen = hidden.transpose(0, 1)[targets.mask]
+    if not head.sequence_parallel:
+        chosen = tensor_parallel.copy_to_tensor_model_parallel_region(chosen, group=head.group)
+    labels = targets.labels[targets.mask]
+    log_probs: Tensor = ChunkedLogProb.apply(
+        chosen, head.weight, labels, head.shard, head.chunk, targets.derivative
+    )
+    if not targets.entropy:
+        return log_probs
+    return torch.stack((log_probs, entropies(head, chosen)))
+
+
+@torch.no_grad()
+def entropies(head: Head, chosen: Tensor) -> Tensor:
+    """−Σ_v p(v) log p(v) [n] float32, in nats, after the hidden states `chosen` [n, hidden]."""
+    found = torch.empty(len(chosen), dtype=torch.float32, device=chosen.device)
+    # Two tensors of a chunk's size are alive at once.
+    for part in _parts(len(chosen), max(1, head.chunk // 2)):
+        found[part] = head.shard.entropy(head.shard.logits(chosen[part], head.weight))
+    return found
+
+
+def _parts(count: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, count, chunk):
+        yield slice(start, start + chunk)
 
 
 class ChunkedLogProb(torch.autograd.Function):
@@ -83,112 +112,113 @@ class ChunkedLogProb(torch.autograd.Function):
 
     The gradient for `hidden` is this rank's part of a sum over the group. Where Megatron's DDP
     gave the weight a `main_grad`, the weight's gradient is added there, in its precision, as
-    Megatron's own linear layers do.
+    Megatron's own linear layers do: with a known derivative already in the forward pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, shard: VocabularyShard, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        shard: VocabularyShard,
+        chunk: int,
+        derivative: Tensor | None = None,
     ) -> Tensor:
-        """Saves the normaliser [n] of each position instead of any logits."""
+        """Keeps gradients where `derivative` makes them, else a normaliser [n], never logits."""
+        wanted = ctx.needs_input_grad[:2]
+        early = derivative is not None and any(wanted)
+        gradients = _Gradients.of(hidden, weight, wanted) if early else None
         target = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(target)
-        for start in range(0, len(labels), chunk):
-            part = slice(start, start + chunk)
-            logits = _logits(hidden[part], weight, shard)
-            target[part] = _target_logits(logits, labels[part], shard)
-            normaliser[part] = _log_sum_exp(logits, shard.group)
+        for part in _parts(len(labels), chunk):
+            logits = shard.logits(hidden[part], weight)
+            target[part] = shard.at(logits, labels[part])
+            powers, total, largest = shard.exponentials(logits)
+            normaliser[part] = largest + total.log()
+            if gradients is not None and derivative is not None:
+                gradient = shard.gradient(powers, total, labels[part], derivative[part])
+                gradients.add(part, gradient)
         target.masked_fill_(shard.unknown(labels), float("nan"))
-        ctx.save_for_backward(hidden, weight, labels, normaliser)
-        # The parameter itself carries DDP's marks.
-        ctx.parameter, ctx.shard, ctx.chunk = weight, shard, chunk
+        # The parameter itself, not a saved copy, carries DDP's marks.
+        ctx.weight, ctx.shard, ctx.chunk, ctx.gradients = weight, shard, chunk, gradients
+        ctx.save_for_backward(*((derivative,) if early else (hidden, labels, normaliser)))
         return target - normaliser
 
     @staticmethod
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, grad: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """d log p(y) / d logit_v = [v = y] - p(v), chunk by chunk."""
-        hidden, weight, labels, normaliser = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_accumulator(ctx.parameter) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(labels), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits = _logits(hidden[part], weight, ctx.shard)
-            grad_logits = _grad_logits(
-                logits, labels[part], normaliser[part], grad[part], ctx.shard
-            )
-            grad_logits = grad_logits.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.t(), hidden[part])
-        return grad_hidden, _returned(ctx.parameter, grad_weight), None, None, None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """What forward prepared, or from the chunks' logits once more."""
+        if ctx.gradients is not None:
+            _check_derivative(grad, ctx.saved_tensors[0])
+            return (*ctx.gradients.returned(), None, None, None, None)
+        hidden, labels, normaliser = ctx.saved_tensors
+        gradients = _Gradients.of(hidden, ctx.weight, ctx.needs_input_grad[:2])
+        for part in _parts(len(labels), ctx.chunk):
+            logits = ctx.shard.logits(hidden[part], ctx.weight)
+            probabilities = logits.sub_(normaliser[part, None]).exp_()
+            one = torch.ones_like(normaliser[part])
+            gradients.add(part, ctx.shard.gradient(probabilities, one, labels[part], grad[part]))
+        return (*gradients.returned(), None, None, None, None)
 
 
-def _logits(hidden: Tensor, weight: Tensor, shard: VocabularyShard) -> Tensor:
-    """[chunk, rows] float32; -inf in the columns that pad the vocabulary."""
-    logits = torch.mm(hidden, weight.t()).float()
-    if shard.real < logits.shape[1]:
-        logits[:, shard.real :] = float("-inf")
-    return logits
+def _check_derivative(found: Tensor, announced: Tensor) -> None:
+    """Raise RuntimeError where they differ; on a GPU the device raises, and nothing waits."""
+    alike = ((found - announced).abs() <= DERIVATIVE_TOLERANCE * announced.abs()).all()
+    if alike.is_cuda:
+        torch._assert_async(alike)
+    elif not alike:
+        raise RuntimeError(
+            "the loss's derivative by the log-probs is not the one that was announced in "
+            "Targets.derivative; announce the loss's own weights, or nothing"
+        )
 
 
-def _local_ids(labels: Tensor, shard: VocabularyShard) -> tuple[Tensor, Tensor]:
-    """Each label's column here (0 where it is another rank's) and whether it is this rank's."""
-    local = labels - shard.first
-    mine = (local >= 0) & (local < shard.real)
-    return local.masked_fill(~mine, 0), mine
+@dataclass(frozen=True)
+class _Gradients:
+    """Gradients of hidden states [n, hidden] and weight while chunks of logits add to them."""
 
+    states: Tensor
+    parameter: Tensor
+    hidden: Tensor | None
+    weight: Tensor | None
 
-def _target_logits(logits: Tensor, labels: Tensor, shard: VocabularyShard) -> Tensor:
-    local, mine = _local_ids(labels, shard)
-    target = logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, 0.0)
-    if shard.group.size() > 1:
-        dist.all_reduce(target, group=shard.group)
-    return target
+    @staticmethod
+    def of(hidden: Tensor, parameter: Tensor, wanted: tuple[bool, bool]) -> _Gradients:
+        main_grad: Tensor | None = getattr(parameter, "main_grad", None)
+        if main_grad is None and wanted[1]:
+            main_grad = torch.zeros_like(parameter, dtype=torch.float32)
+        return _Gradients(
+            states=hidden.detach(),
+            parameter=parameter,
+            hidden=torch.empty_like(hidden) if wanted[0] else None,
+            weight=main_grad if wanted[1] else None,
+        )
 
+    def add(self, part: slice, logits: Tensor) -> None:
+        """Take up a chunk's gradient by its logits [chunk, rows] float32."""
+        logits = logits.to(self.parameter.dtype)
+        if self.hidden is not None:
+            torch.mm(logits, self.parameter.detach(), out=self.hidden[part])
+        if self.weight is None:
+            return
+        if self.weight.dtype == logits.dtype:
+            self.weight.addmm_(logits.t(), self.states[part])
+        else:
+            self.weight.add_(torch.mm(logits.t(), self.states[part]))
 
-def _log_sum_exp(logits: Tensor, group: dist.ProcessGroup) -> Tensor:
-    if group.size() == 1:
-        return torch.logsumexp(logits, dim=1)
-    largest = logits.amax(dim=1)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    total = (logits - largest[:, None]).exp_().sum(dim=1)
-    dist.all_reduce(total, group=group)
-    return largest + total.log()
-
-
-def _grad_logits(
-    logits: Tensor, labels: Tensor, normaliser: Tensor, grad: Tensor, shard: VocabularyShard
-) -> Tensor:
-    """[chunk, rows] float32, in the memory of `logits`."""
-    probabilities = logits.sub_(normaliser[:, None]).exp_()
-    grad_logits = probabilities.mul_(-grad[:, None])
-    local, mine = _local_ids(labels, shard)
-    return grad_logits.scatter_add_(1, local[:, None], grad.masked_fill(~mine, 0.0)[:, None])
-
-
-def _weight_accumulator(weight: Tensor) -> Tensor:
-    main_grad: Tensor | None = getattr(weight, "main_grad", None)
-    return torch.zeros_like(weight, dtype=torch.float32) if main_grad is None else main_grad
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(torch.mm(left, right))
-
-
-def _returned(weight: Tensor, grad_weight: Tensor | None) -> Tensor | None:
-    """What autograd gets: the gradient, or zeros where it was added to `main_grad` already.
-
-    Zeros and not None, so that DDP's hook on the parameter runs; a tied weight's embedding
-    gradient is summed with them and DDP adds it, since Megatron marks such weights.
-    """
-    if grad_weight is None or grad_weight is not getattr(weight, "main_grad", None):
-        return None if grad_weight is None else grad_weight.to(weight.dtype)
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return torch.zeros_like(weight)
+    def returned(self) -> tuple[Tensor | None, Tensor | None]:
+        """What autograd gets. Of a weight whose gradient is in `main_grad` already: nothing, or
+        zeros where its embedding's gradient comes too and DDP adds the sum (tied weights)."""
+        parameter = self.parameter
+        if self.weight is None or self.weight is not getattr(parameter, "main_grad", None):
+            given = None if self.weight is None else self.weight.to(parameter.dtype)
+            return self.hidden, given
+        parameter.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+        if getattr(parameter, "zero_out_wgrad", False):
+            return self.hidden, torch.zeros_like(parameter)
+        # DDP's hook wants to see a gradient, and drops it; this one takes no memory.
+        parameter.grad = parameter.new_zeros(()).expand_as(parameter)
+        return self.hidden, None

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.plain_layers import PlainAttention, RMSNorm
+from megatron_vr.parallel.layout import Layout
 
 SpecName = Literal["plain", "te"]
 
@@ -31,6 +32,12 @@ def check_spec(name: str) -> None:
             "model.spec=te needs Transformer Engine, which is not installed; "
             "install the extra megatron-vr[gpu] or set model.spec=plain."
         )
+
+
+def shares_prompts(name: str, layout: Layout) -> bool:
+    """Whether sequences of a pack can share the keys of their prompt: the attention must take
+    arbitrary segments, and every rank must have whole sequences."""
+    return name == "plain" and layout.context == 1
 
 
 def layer_spec(

@@ -22,10 +22,23 @@ def weighted_negative_log_likelihood(
         raise ValueError(
             f"a weight per token: {list(log_probs.shape)} log-probs, {list(weights.shape)} weights"
         )
-    if not 0 < normaliser < math.inf:
-        raise ValueError(f"the normaliser is {normaliser}; it must be positive and finite")
+    _check(normaliser)
     wide = torch.promote_types(log_probs.dtype, torch.float32)
     constant = weights.detach().to(wide)
     # Not 0 · log p: log p may be -inf there.
     counted = torch.where(constant == 0, 0.0, log_probs.to(wide))
     return -(constant * counted).sum() / normaliser
+
+
+def derivative_by_log_prob(weights: Tensor, normaliser: float) -> Tensor:
+    """dL/d log p(token) = −w/C of `weighted_negative_log_likelihood`: [tokens], float32 or wider.
+
+    It does not depend on the log-probs, so it is known before the model has run.
+    """
+    _check(normaliser)
+    return -weights.to(torch.promote_types(weights.dtype, torch.float32)) / normaliser
+
+
+def _check(normaliser: float) -> None:
+    if not 0 < normaliser < math.inf:
+        raise ValueError(f"the normaliser is {normaliser}; it must be positive and finite")

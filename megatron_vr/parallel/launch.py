@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
+
+import psutil  # type: ignore[import-untyped]
 
 from megatron_vr.errors import SettingsError
+from megatron_vr.parallel.interrupt import Interrupt
+from megatron_vr.parallel.outcome import Failure, judge
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 ALREADY_LAUNCHED = "RANK"
 PARENT = "MEGATRON_VR_PARENT"
+LOOK_SECONDS = 0.2
+# After Ctrl-C: how long ranks may take to end by themselves.
+INTERRUPT_SECONDS = 30.0
 
 
 def is_launched() -> bool:
@@ -49,14 +62,14 @@ def threads_per_process(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+def launch(arguments: Sequence[str], processes: int, interrupt: Interrupt) -> int:
     """Run `python -m megatron_vr ARGUMENTS` as `processes` ranks; their exit code.
 
-    The first failing rank's code is returned after the others were ended.
+    The first failing rank's code is returned after the others were ended; a rank that died without
+    a message of its own is named on standard error. Once `interrupt` is requested the ranks get
+    the same signal, and as much time as they need to save.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ["OMP_NUM_THREADS"] = str(threads_per_process(processes))
@@ -71,15 +84,70 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    agent = _start_agent(config, arguments)
+    told: set[int] = set()
     try:
-        elastic_launch(config, sys.executable)("-m", "megatron_vr", *arguments)
-    except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code > 0), 1)
-    except SignalException as stopped:
-        # The agent has ended the ranks; as a shell would say it.
-        return 128 + int(stopped.sigval)
-    return 0
+        while not agent.done():
+            wait([agent], timeout=LOOK_SECONDS)
+            if interrupt.signum is not None:
+                told |= _send(interrupt.signum, told)
+    except KeyboardInterrupt:
+        _end_ranks(agent)
+        return 128 + signal.SIGINT
+    outcome = judge(agent.result(), interrupt.requested)
+    if outcome.line is not None:
+        print(f"megatron-vr: {outcome.line}", file=sys.stderr)
+    return outcome.code
+
+
+def _start_agent(config: LaunchConfig, arguments: Sequence[str]) -> Future[list[Failure]]:
+    """The agent in a thread of its own; the result is its ranks' failures.
+
+    In the main thread it would handle the signals itself, and SIGKILL ranks that save for long.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    ended: Future[list[Failure]] = Future()
+
+    def work() -> None:
+        try:
+            elastic_launch(config, sys.executable)("-m", "megatron_vr", *arguments)
+        except ChildFailedError as error:
+            ended.set_result(
+                [
+                    Failure(rank, failure.pid, failure.exitcode, failure.timestamp)
+                    for rank, failure in error.failures.items()
+                ]
+            )
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result([])
+
+    threading.Thread(target=work, name="agent", daemon=True).start()
+    return ended
+
+
+def _send(signum: int, told: Container[int] = ()) -> set[int]:
+    """Signal every rank whose process id is not in `told`; the ids of the signalled."""
+    signalled = set()
+    for child in psutil.Process().children():
+        try:
+            if child.pid not in told and ALREADY_LAUNCHED in child.environ():
+                child.send_signal(signum)
+                signalled.add(child.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            # It has just ended, or is just becoming a rank: the next look tells.
+            continue
+    return signalled
+
+
+def _end_ranks(agent: Future[list[Failure]]) -> None:
+    _send(signal.SIGINT)
+    wait([agent], timeout=INTERRUPT_SECONDS)
+    if not agent.done():
+        _send(signal.SIGKILL)
 
 
 def end_with_parent() -> None:

@@ -19,22 +19,26 @@ from megatron_vr.errors import DataError
 
 MicroBatches = tuple[tuple[int, ...], ...]
 
-DEFAULT_HIDDEN_SIZE = 2048
-
 
 @dataclass(frozen=True)
 class CostModel:
-    """Work of a sequence of n tokens in a transformer of width h, in tokens' worth of projections.
+    """Work of a sequence of n tokens, in tokens' worth of projections: n + pair · n² / 2.
 
-    A layer's projections cost 24 h² operations a token and causal attention 2 h n, hence
-    n (1 + n / 12 h).
+    `pair` is the work of attention between one query and one key over that of a token's
+    projections. The default is that of a transformer of width 2048 with an MLP four times as wide.
     """
 
-    hidden_size: int = DEFAULT_HIDDEN_SIZE
+    pair: float = 4 / (24 * 2048)
+
+    @staticmethod
+    def of(hidden: int, ffn: int, query: int, key_value: int) -> CostModel:
+        """For layers of these widths; `query` and `key_value` are heads times their dimension."""
+        projections = hidden * (query + 2 * key_value) + query * hidden + 3 * hidden * ffn
+        return CostModel(2 * query / projections)
 
     def __call__(self, length: int) -> float:
         """The cost of one sequence of `length` tokens."""
-        return length * (1.0 + length / (12.0 * self.hidden_size))
+        return length * (1.0 + self.pair * length / 2)
 
 
 def pack_batch(
@@ -43,23 +47,43 @@ def pack_batch(
     budget: int,
     cost: CostModel | None = None,
     multiple: int = 1,
+    costs: Sequence[float] | None = None,
 ) -> tuple[MicroBatches, ...]:
     """For each of `ranks` data-parallel ranks its micro-batches, as indices into `lengths`.
 
     `budget` is the largest number of tokens of a micro-batch. `multiple` divides the number of
-    micro-batches of a rank (interleaved pipelines ask for it). Indices within a micro-batch ascend.
+    micro-batches of a rank (interleaved pipelines ask for it). `costs` are the sequences' work
+    where `cost` of their lengths is not. Indices within a micro-batch ascend.
     Raises DataError for a sequence longer than the budget.
     """
     if budget < 1 or ranks < 1 or multiple < 1:
         raise ValueError(f"budget={budget}, ranks={ranks} and multiple={multiple} must be positive")
     _check_lengths(lengths, budget)
-    costs = [(cost or CostModel())(length) for length in lengths]
-    tight = _best_fit(lengths, budget)
-    per_rank = _round_up(max(1, -(-len(tight) // ranks)), multiple)
-    bins = _balanced(lengths, costs, budget, per_rank * ranks)
-    if bins is None:
-        bins = tight + [[] for _ in range(per_rank * ranks - len(tight))]
-    return _deal(bins, costs, ranks, per_rank)
+    if costs is None:
+        costs = [(cost or CostModel())(length) for length in lengths]
+    shares = _shares(costs, ranks)
+    tight = [_best_fit(share, lengths, budget) for share in shares]
+    count = _round_up(max(1, *(len(bins) for bins in tight)), multiple)
+    packed = []
+    for share, bins in zip(shares, tight, strict=True):
+        even = _balanced(share, lengths, costs, budget, count)
+        found = even if even is not None else bins + [[] for _ in range(count - len(bins))]
+        packed.append(tuple(tuple(sorted(pack)) for pack in found))
+    return tuple(packed)
+
+
+def _shares(costs: Sequence[float], ranks: int) -> list[list[int]]:
+    """Indices for each rank, of nearly equal cost: costliest first, to the least loaded rank.
+
+    No rank has more than the mean and one sequence.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    heap = [(0.0, rank) for rank in range(ranks)]
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        spent, rank = heap[0]
+        shares[rank].append(index)
+        heapq.heapreplace(heap, (spent + costs[index], rank))
+    return shares
 
 
 def _check_lengths(lengths: Sequence[int], budget: int) -> None:
@@ -72,11 +96,11 @@ def _check_lengths(lengths: Sequence[int], budget: int) -> None:
             )
 
 
-def _best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def _best_fit(share: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Few bins: longest first, each into the fullest bin that still has room for it."""
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (free tokens, bin), ascending
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in sorted(share, key=lambda i: (-lengths[i], i)):
         at = bisect_left(rooms, (lengths[index], -1))
         if at == len(rooms):
             bins.append([])
@@ -89,7 +113,11 @@ def _best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _balanced(
-    lengths: Sequence[int], costs: Sequence[float], budget: int, count: int
+    share: Sequence[int],
+    lengths: Sequence[int],
+    costs: Sequence[float],
+    budget: int,
+    count: int,
 ) -> list[list[int]] | None:
     """`count` bins of nearly equal cost: costliest first, each into the cheapest bin.
 
@@ -98,7 +126,7 @@ def _balanced(
     bins: list[list[int]] = [[] for _ in range(count)]
     tokens = [0] * count
     heap = [(0.0, target) for target in range(count)]
-    for index in sorted(range(len(lengths)), key=lambda i: (-costs[i], i)):
+    for index in sorted(share, key=lambda i: (-costs[i], i)):
         spent, target = heap[0]
         if tokens[target] + lengths[index] > budget:
             return None
@@ -106,21 +134,6 @@ def _balanced(
         tokens[target] += lengths[index]
         heapq.heapreplace(heap, (spent + costs[index], target))
     return bins
-
-
-def _deal(
-    bins: list[list[int]], costs: Sequence[float], ranks: int, per_rank: int
-) -> tuple[MicroBatches, ...]:
-    """Give each rank `per_rank` bins: costliest first, to the rank with the least work so far."""
-    totals = [sum(costs[index] for index in found) for found in bins]
-    dealt: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
-    heap = [(0.0, rank) for rank in range(ranks)]
-    for target in sorted(range(len(bins)), key=lambda i: (-totals[i], i)):
-        spent, rank = heapq.heappop(heap)
-        dealt[rank].append(tuple(sorted(bins[target])))
-        if len(dealt[rank]) < per_rank:
-            heapq.heappush(heap, (spent + totals[target], rank))
-    return tuple(tuple(micro_batches) for micro_batches in dealt)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -20,6 +20,7 @@ TRACES = pa.schema(
         "complete": pa.bool_(),  # the closing marker was reached
         "finish_reason": pa.string(),
         "engine_log_prob": pa.float64(),  # Σ log q(z) at temperature 1, as the engine saw it
+        "token_log_probs": pa.list_(pa.float32()),  # its terms, one for each token of z
     }
 )
 
@@ -50,8 +51,19 @@ SCORES = pa.schema(
         "sampler_log_prob": pa.float64(),  # Σ log q(z|x,y')
         "answer_length": pa.int32(),  # |y'|
         "answer_log_prob": pa.float64(),  # Σ log π(y'|x,z)
+        "engine_gap": pa.float64(),  # mean |log q| difference of engine and trainer, per token
     }
 )
+
+LOG_PROBS = pa.schema(
+    {
+        "sums": pa.list_(pa.float64()),  # of the trace; under the policy also of the answer
+        "engine_gap": pa.float64(),
+        "token_log_probs": pa.list_(pa.float32()),  # of all these tokens; null unless asked for
+        "token_entropies": pa.list_(pa.float32()),
+    }
+)
+"""What one of the two models of a `score` stage made of its traces."""
 
 WEIGHTS = pa.schema(
     {

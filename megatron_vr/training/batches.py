@@ -39,7 +39,8 @@ class BatchPlan:
     `weighting="draw"`: a pass draws as many examples with probability ∝ w_i; draws carry 1.
     The expected gradient is the same. A batch may straddle two passes.
 
-    `candidates` [n] are the examples of positive weight, in table order, `weights` [n] theirs.
+    `candidates` [n] are the examples of positive weight that fit, in table order, `weights` [n]
+    theirs; `dropped` examples did not fit into a micro-batch.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class BatchPlan:
     weights: Floats
     drawn: bool
     seed: int
+    dropped: int = 0
 
     def batch(self, step: int) -> list[Draw]:
         """The draws of step 0 ≤ `step` < `steps`; the same list whenever it is asked for."""
@@ -85,13 +87,17 @@ def make_batch_plan(
     """The plan for examples of these `weights`, target-token counts and total `lengths` (tokens).
 
     Raises DataError naming the row for a weight that is negative or not finite, an example without
-    a target or longer than `micro_batch_tokens`, and where no weight is positive.
+    a target or (unless `too_long` is "drop") longer than `micro_batch_tokens`, and where nothing is
+    left to learn from.
     """
     weight = np.asarray(weights, dtype=np.float64)
     counts = np.asarray(token_counts, dtype=np.int64)
     _check_weights(weight)
     positive = np.flatnonzero(weight > 0)
-    _check_examples(positive, counts, np.asarray(lengths), settings.micro_batch_tokens)
+    _check_targets(positive, counts)
+    fits = np.asarray(lengths)[positive] <= settings.micro_batch_tokens
+    _check_lengths(positive[~fits], np.asarray(lengths), settings, len(positive))
+    positive = positive[fits]
     drawn = settings.weighting == "draw"
     normaliser = expected_weighted_tokens(
         weight[positive], counts[positive], settings.batch_size, drawn
@@ -104,6 +110,7 @@ def make_batch_plan(
         weights=weight[positive],
         drawn=drawn,
         seed=seed,
+        dropped=int((~fits).sum()),
     )
 
 
@@ -148,15 +155,29 @@ def _check_weights(weights: Floats) -> None:
         )
 
 
-def _check_examples(
-    rows: Sequence[int] | Integers, counts: Integers, lengths: Integers, budget: int
+def _check_targets(rows: Integers, counts: Integers) -> None:
+    without = rows[counts[rows] < 1]
+    if len(without):
+        raise DataError(
+            f"row {without[0]} of the examples has no target token; set its weight to 0"
+        )
+
+
+def _check_lengths(
+    too_long: Integers, lengths: Integers, settings: TrainSettings, candidates: int
 ) -> None:
-    for row in rows:
-        if counts[row] < 1:
-            raise DataError(f"row {row} of the examples has no target token; set its weight to 0")
-        if lengths[row] > budget:
-            raise DataError(
-                f"row {row} of the examples has {lengths[row]} tokens, more than "
-                f"micro_batch_tokens={budget}; raise micro_batch_tokens to at least "
-                f"{lengths[row]} or drop longer examples"
-            )
+    budget = settings.micro_batch_tokens
+    if not len(too_long):
+        return
+    row, longest = too_long[0], lengths[too_long].max()
+    if settings.too_long == "error":
+        raise DataError(
+            f"row {row} of the examples has {lengths[row]} tokens, more than "
+            f"micro_batch_tokens={budget}; raise micro_batch_tokens to at least {longest}, or set "
+            f"too_long: drop ({len(too_long)} examples are too long)"
+        )
+    if len(too_long) == candidates:
+        raise DataError(
+            f"all {candidates} examples are longer than micro_batch_tokens={budget}: nothing is "
+            f"left to learn from; raise it (the longest has {longest} tokens)"
+        )

@@ -1,7 +1,8 @@
 """Checkpoints to resume a training from: whole or not there.
 
 `checkpoints/step-000123` is written as `step-000123.tmp` and renamed when every rank's files are
-on the disk; older ones are deleted only then.
+on the disk; older ones are deleted only then. Aside, a copy of the state is written by a thread
+of each rank while the training goes on.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_vr.errors import CheckpointError
 from megatron_vr.traces.durable import publish_folder, write_durably
-from megatron_vr.training.save_strategy import save_strategy
+from megatron_vr.training.save_strategy import DeferredSave, Write, shared_by
 from megatron_vr.training.state import TrainingState
 
 NAME = re.compile(r"step-(\d{6,})")
@@ -53,29 +55,63 @@ def newest_checkpoint(folder: Path) -> Path:
 
 def _whole(folder: Path) -> list[Path]:
     """Published checkpoints, fewest steps first."""
-    names = {
-        int(match[1]): path
-        for path in folder.glob("step-*")
-        if (match := NAME.fullmatch(path.name))
-    }
-    return [names[step] for step in sorted(names)]
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _unfinished(final: Path) -> Path:
+    return final.with_name(final.name + ".tmp")
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a training is: `step` steps done, in `skipped` of them nothing was updated."""
+
+    step: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay: the `last` n, and those of steps that are multiples of `every`."""
+
+    last: int
+    every: int | None = None
+
+    def superseded(self, steps: Sequence[int]) -> list[int]:
+        """Of `steps`, ascending, those whose checkpoints go."""
+        return [step for step in steps[: -self.last] if self.every is None or step % self.every]
+
+
 class Checkpoints:
     """The checkpoints of one training in `folder`; every rank calls every method.
 
-    `identity` (JSON) is what a checkpoint must agree with to be resumed from.
+    `identity` (JSON) is what a checkpoint must agree with to be resumed from. With `aside` saves
+    return before they are on the disk.
     """
 
-    folder: Path
-    keep_last: int
-    identity: Mapping[str, Any]
+    def __init__(
+        self, folder: Path, kept: Kept, identity: Mapping[str, Any], *, aside: bool = False
+    ) -> None:
+        self.folder = folder
+        self.kept = kept
+        self.identity = identity
+        self._aside = aside
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    @cached_property
+    def _writer(self) -> DeferredSave:
+        return DeferredSave(self._aside)
 
     @cached_property
     def _strategy(self) -> Any:
         """Kept between saves: it remembers which rank writes what."""
-        return save_strategy(parallel_state.get_data_parallel_group(with_context_parallel=True))
+        replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        return shared_by(self._writer, replicas)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint after `step` steps is, or will be."""
@@ -92,26 +128,53 @@ class Checkpoints:
         _check_files(path, manifest)
         _check_identity(path, manifest, self.identity)
 
-    def save(self, step: int, state: TrainingState) -> None:
-        """Publish the checkpoint after `step` steps; on return it is durable on all ranks."""
-        final = self.path(step)
-        aside = final.with_name(final.name + ".tmp")
+    def save(self, progress: Progress, state: TrainingState) -> None:
+        """Save the state at `progress`, once the save before is durable.
+
+        On return it is durable on all ranks, or with `aside` on its way. Raises what the save
+        before failed with.
+        """
+        self.settle()
+        unfinished = _unfinished(self.path(progress.step))
         if dist.get_rank() == 0:
             for leftover in self.folder.glob("step-*.tmp"):
                 shutil.rmtree(leftover)
-            aside.mkdir(parents=True)
+            unfinished.mkdir(parents=True)
         dist.barrier()
-        content = state.sharded() | {"step": step, "world_size": dist.get_world_size()}
-        dist_checkpointing.save(content, str(aside), self._strategy)
-        if dist.get_rank() == 0:
-            _write_manifest(aside, step, self.identity)
-            publish_folder(aside, final)
-            for old in _whole(self.folder)[: -self.keep_last]:
-                shutil.rmtree(old)
-        dist.barrier()
+        content = state.sharded() | asdict(progress) | {"world_size": dist.get_world_size()}
+        dist_checkpointing.save(content, str(unfinished), self._strategy)
+        self._pending = self._thread.submit(self._publish, self._writer.take(), progress.step)
+        if not self._aside:
+            self.settle()
 
-    def load(self, path: Path, state: TrainingState) -> int:
-        """Set `state` to what the checked `path` holds; the steps behind it.
+    def settle(self) -> None:
+        """Return when the last save is durable and published on all ranks."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+            dist.barrier()
+
+    def check_pending(self) -> None:
+        """Raise what a save that is on its way has failed with; without waiting for it."""
+        if self._pending is not None and self._pending.done():
+            self._pending.result()
+
+    def close(self) -> None:
+        """Let a save that is on its way come to its end, also where the training failed."""
+        self._thread.shutdown(wait=True)
+
+    def _publish(self, write: Write, step: int) -> None:
+        write()
+        if dist.get_rank() != 0:
+            return
+        unfinished = _unfinished(self.path(step))
+        _write_manifest(unfinished, step, self.identity)
+        publish_folder(unfinished, self.path(step))
+        for old in self.kept.superseded([_step(path) for path in _whole(self.folder)]):
+            shutil.rmtree(self.path(old))
+
+    def load(self, path: Path, state: TrainingState) -> Progress:
+        """Set `state` to what the checked `path` holds; the progress behind it.
 
         At the layout and world size it was saved with, the training continues bit for bit; at
         another one up to rounding. Raises CheckpointError where it is unreadable or of another
@@ -127,7 +190,7 @@ class Checkpoints:
                 f"{path} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
                 "delete it to resume from an earlier checkpoint, or start over"
             ) from error
-        return int(common["step"])
+        return Progress(int(common["step"]), int(common["skipped"]))
 
 
 def _write_manifest(folder: Path, step: int, identity: Mapping[str, Any]) -> None:

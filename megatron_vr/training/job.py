@@ -27,6 +27,7 @@ class TrainJob:
     layout: Layout
     seed: int
     name: str
+    overlap: bool = False
     tensorboard: bool = False
     wandb_project: str | None = None
 

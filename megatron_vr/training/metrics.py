@@ -24,10 +24,10 @@ class StepMetrics:
     `effective_sample_size` is (Σw)² / Σw² over its examples. `tflops` are 10¹² model operations a
     second and device (`flops.ModelFlops`), `mfu` their share of the device's peak, None where that
     is not known. The seconds of the phases are those of `clock.StepClock`; the checkpoint's are of
-    the step before, waiting included. `straggler` is the slowest rank's compute time over the
-    ranks' mean, minus one; `peak_memory_gib` the largest over the ranks, in 2³⁰ bytes; `useful` the
-    real tokens over all that were computed, padding included; `skipped` the updates left out so
-    far because loss or gradient was not finite.
+    saves since the last step, waiting included. `straggler` is the slowest rank's compute time
+    over the ranks' mean, minus one; `peak_memory_gib` the largest over the ranks, in 2³⁰ bytes;
+    `useful` the real tokens over all that were computed, padding included; `skipped` the updates
+    left out so far because loss or gradient was not finite.
     """
 
     step: int
@@ -37,16 +37,16 @@ class StepMetrics:
     tokens_per_second: float
     effective_sample_size: float
     seconds: float
-    tflops: float = 0.0
-    mfu: float | None = None
-    data_seconds: float = 0.0
-    forward_backward_seconds: float = 0.0
-    optimizer_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    straggler: float = 0.0
-    peak_memory_gib: float = 0.0
-    useful: float = 0.0
-    skipped: int = 0
+    tflops: float
+    mfu: float | None
+    data_seconds: float
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    checkpoint_seconds: float
+    straggler: float
+    peak_memory_gib: float
+    useful: float
+    skipped: int
 
     def known(self) -> dict[str, float]:
         """A point for each curve: every number but the step that is there and finite."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,56 +18,17 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
+from megatron_vr.models.plain_layers import SharedPromptPack
+from megatron_vr.training.places import Integers, PackShape, Places, shared, whole
 
 
-@dataclass(frozen=True)
-class PackShape:
-    """What the ranks that share a sequence demand of its length.
-
-    Each of `context` ranks takes two chunks of every sequence; each of `sequence_parallel` ranks
-    an equal share of what is then on a rank. Padding follows the last token of a sequence, where
-    under a causal mask nothing sees it.
-    """
-
-    context: int = 1
-    context_rank: int = 0
-    sequence_parallel: int = 1
-
-    @staticmethod
-    def of(config: TransformerConfig) -> PackShape:
-        """The shape on this rank for a model of `config`."""
-        return PackShape(
-            context=config.context_parallel_size,
-            context_rank=parallel_state.get_context_parallel_rank(),
-            sequence_parallel=config.tensor_model_parallel_size if config.sequence_parallel else 1,
-        )
-
-    @property
-    def multiple(self) -> int:
-        """What the places of every sequence are padded to a multiple of."""
-        return 2 * self.context if self.context > 1 else 1
-
-    def padded(self, places: Integers) -> Integers:
-        """The places [n ≥ 1] of each sequence of a pack with its padding."""
-        padded = -(-places // self.multiple) * self.multiple
-        padded[-1] += -int(padded.sum()) % (self.multiple * self.sequence_parallel)
-        return padded
-
-    def share(self, boundaries: Integers) -> Integers:
-        """The pack positions of this context-parallel rank, ascending within a sequence.
-
-        Of c ranks, rank r has chunks r and 2c − 1 − r of each sequence: together they cost every
-        rank the same causal attention. `boundaries` [n + 1] are the sequences' ends from 0.
-        """
-        if self.context == 1:
-            return np.arange(boundaries[-1])
-        chosen = []
-        for start, end in pairwise(boundaries):
-            chunk = (end - start) // (2 * self.context)
-            for number in (self.context_rank, 2 * self.context - 1 - self.context_rank):
-                chosen.append(np.arange(start + number * chunk, start + (number + 1) * chunk))
-        return np.concatenate(chosen)
+def pack_shape(config: TransformerConfig) -> PackShape:
+    """What a model of `config` demands of packs on this rank."""
+    return PackShape(
+        context=config.context_parallel_size,
+        context_rank=parallel_state.get_context_parallel_rank(),
+        sequence_parallel=config.tensor_model_parallel_size if config.sequence_parallel else 1,
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +49,7 @@ class MicroBatch:
     targets: Integers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenTable:
     """Sequences end to end: `tokens` [total] and `is_target` [total] bool; sequence i lies between
     `offsets[i]` and `offsets[i + 1]` ([n + 1] int64). A first token is never a target."""
@@ -102,19 +63,55 @@ class TokenTable:
         """The places [n] that each sequence takes in a pack."""
         return np.maximum(np.diff(self.offsets) - 1, 1)
 
+    @cached_property
+    def prompts(self) -> Integers:
+        """The places [n] of each sequence before the one that predicts its first target."""
+        targets = np.flatnonzero(self.is_target)
+        places = np.searchsorted(targets, self.offsets[:-1])
+        first = np.append(targets, self.offsets[-1])[places]
+        before = np.minimum(first, self.offsets[1:]) - self.offsets[:-1] - 1
+        return np.clip(before, 0, self.places - 1)
+
+    @cached_property
+    def prompt_groups(self) -> Integers:
+        """A number [n] for each sequence, the same for those whose prompts have the same tokens."""
+        known: dict[bytes, int] = {}
+        ends = self.offsets[:-1] + self.prompts
+        return np.array(
+            [
+                known.setdefault(self.tokens[start:end].tobytes(), len(known))
+                for start, end in zip(self.offsets[:-1], ends, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
     def micro_batch(
-        self, chosen: Sequence[int] | Integers, shape: PackShape, device: torch.device
+        self,
+        chosen: Sequence[int] | Integers,
+        shape: PackShape,
+        device: torch.device,
+        *,
+        share_prompts: bool = False,
     ) -> MicroBatch:
-        """The pack of the sequences `chosen`; for none of them, one place without a target."""
+        """The pack of the sequences `chosen`; for none of them, one place without a target.
+
+        With `share_prompts` a prompt that several of them have stands there once.
+        """
         rows = np.asarray(chosen, dtype=np.int64)
         sizes, starts = np.diff(self.offsets)[rows] - 1, self.offsets[rows]
         if not len(rows):
             sizes = starts = np.zeros(1, dtype=np.int64)
-        padded = shape.padded(np.maximum(sizes, 1))
-        boundaries = np.concatenate([[0], np.cumsum(padded)])
-        share = shape.share(boundaries)
-        owners = np.repeat(np.arange(len(padded)), padded)[share]
-        positions = share - boundaries[owners]
+        groups = self.prompt_groups[rows] if share_prompts else np.arange(len(rows))
+        if len(np.unique(groups)) < len(rows):
+            places = shared(np.maximum(sizes, 1), self.prompts[rows], groups, shape)
+        else:
+            places = whole(np.maximum(sizes, 1), shape)
+        return self._filled(sizes, starts, places, device)
+
+    def _filled(
+        self, sizes: Integers, starts: Integers, places: Places, device: torch.device
+    ) -> MicroBatch:
+        owners, positions = places.owners, places.positions
         real = positions < sizes[owners]
         source = np.where(real, starts[owners] + positions, 0)
         following = source + real
@@ -124,7 +121,7 @@ class TokenTable:
             positions=_row(positions, device),
             labels=_row(np.where(real, self.tokens[following], 0), device),
             loss_mask=_row(mask, device),
-            packing=_packing(boundaries, device),
+            packing=_packing(places, device),
             owners=owners[mask],
             targets=positions[mask] + 1,
         )
@@ -144,13 +141,17 @@ def _row(values: NDArray[Any], device: torch.device) -> torch.Tensor:
     return to_device(values, device)[None]
 
 
-def _packing(boundaries: Integers, device: torch.device) -> PackedSeqParams:
+def _packing(places: Places, device: torch.device) -> PackedSeqParams:
+    boundaries = places.boundaries
     ends = to_device(boundaries.astype(np.int32), device)
     longest = int(np.diff(boundaries).max())
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=ends,
-        cu_seqlens_kv=ends,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-    )
+    fields: dict[str, Any] = {
+        "qkv_format": "thd",
+        "cu_seqlens_q": ends,
+        "cu_seqlens_kv": ends,
+        "max_seqlen_q": longest,
+        "max_seqlen_kv": longest,
+    }
+    if places.segments:
+        return SharedPromptPack(**fields, segments=places.segments)
+    return PackedSeqParams(**fields)

@@ -38,6 +38,7 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
+        overlap_param_gather=models[0].ddp_config.overlap_param_gather,
     )
     optimizer = get_megatron_optimizer(
         config, list(models), config_overrides=get_standard_config_overrides(config)
@@ -77,6 +78,22 @@ def build_schedule(
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
+
+
+def clip_gradient(optimizer: MegatronOptimizer, largest: float) -> float:
+    """Scale the summed gradients to a norm of at most `largest`; the norm they had, on every rank.
+
+    To be followed by `step_with_clipped`, or by nothing where the norm is not finite.
+    """
+    (inner,) = sharded_optimizers(optimizer)
+    inner.prepare_grads()
+    return float(inner.clip_grad_norm(largest))
+
+
+def step_with_clipped(optimizer: MegatronOptimizer) -> None:
+    """Update the parameters, and gather them where nothing gathers them later."""
+    (inner,) = sharded_optimizers(optimizer)
+    inner.step_with_ready_grads()
 
 
 def sharded_optimizers(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:

@@ -41,9 +41,8 @@ class TrainingState:
             key: model.sharded_state_dict(metadata=metadata)
             for key, model in zip(_model_keys(self.models), self.models, strict=True)
         }
-        if loading:
-            for inner in sharded_optimizers(self.optimizer):
-                _allocate_moments(inner)
+        for inner in sharded_optimizers(self.optimizer):
+            _allocate_moments(inner)
         content: dict[str, Any] = {
             **parameters,
             "optimizer": self.optimizer.sharded_state_dict(
@@ -76,7 +75,8 @@ def _model_keys(models: Sequence[Any]) -> list[str]:
 def _allocate_moments(optimizer: DistributedOptimizer) -> None:
     """Give torch's AdamW the state that its first update would make.
 
-    Megatron asks an optimizer that it loads into for its one `step`, which a fresh one lacks.
+    Megatron asks an optimizer that it loads into, or saves, for its one `step`, which one lacks
+    that is fresh or has skipped every update so far.
     """
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.AdamW) and not inner.state:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,38 +12,48 @@ import torch
 import torch.distributed as dist
 
 from megatron_vr.convert.load import load_hf
-from megatron_vr.errors import StageError
+from megatron_vr.errors import Requeue, StageError
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.models.gpt import build_model
+from megatron_vr.models.spec import shares_prompts
 from megatron_vr.parallel.world import World
-from megatron_vr.traces.durable import write_durably
-from megatron_vr.training.batches import Draw, batch_sample_size
-from megatron_vr.training.checkpoint import Checkpoints
+from megatron_vr.training.batches import Draw
+from megatron_vr.training.checkpoint import Checkpoints, Kept, Progress
+from megatron_vr.training.clock import StepClock
 from megatron_vr.training.feed import Feed
 from megatron_vr.training.job import TrainJob
 from megatron_vr.training.metrics import Sink, StepMetrics, check_sinks, open_sinks
+from megatron_vr.training.not_finite import keep_batch
 from megatron_vr.training.optimizer import build_optimizer, build_schedule, learning_rate
 from megatron_vr.training.state import TrainingState
-from megatron_vr.training.update import Outcome, update, wrap_models
+from megatron_vr.training.telemetry import Step, Telemetry
+from megatron_vr.training.update import Outcome, gathered_weights, update, wrap_models
 
 __all__ = ["TrainJob", "train"]
 
 OnStep = Callable[[StepMetrics], None]
+Asked = Callable[[], bool]
 
 
-def train(job: TrainJob, on_step: OnStep | None = None) -> Path:
+def train(job: TrainJob, on_step: OnStep | None = None, asked_to_stop: Asked | None = None) -> Path:
     """Train, and return the folder of the final checkpoint; every rank calls it.
 
     Megatron's process groups must stand for `job.layout`; they are left as they are. Begins at the
     newest whole checkpoint in `job.folder`, and is over at once where that is the final one.
-    `on_step` is called on every rank after every step.
+    `on_step` is called on every rank after every step. Once `asked_to_stop` is true on any rank,
+    all save after the step they are in and raise Requeue.
     Raises SettingsError, DataError or CheckpointError before anything is computed, StageError
     naming the step at which loss or gradient is not finite.
     """
     check_sinks(job.tensorboard, job.wandb_project)
     plan = job.plan()
     world = World(dist.get_rank(), dist.get_world_size())
-    checkpoints = Checkpoints(job.folder / "checkpoints", job.settings.keep_last, _identity(job))
+    checkpoints = Checkpoints(
+        job.folder / "checkpoints",
+        Kept(job.settings.keep_last, job.settings.keep_every),
+        _identity(job),
+        aside=job.settings.save_aside,
+    )
     newest = world.from_main(checkpoints.newest() if world.is_main else None)
     if newest is not None:
         checkpoints.check(newest)
@@ -53,7 +61,8 @@ def train(job: TrainJob, on_step: OnStep | None = None) -> Path:
     if newest == final:
         return final
     with _own_garbage():
-        return _Training(job, checkpoints, newest).run(world, on_step)
+        training = _Training(job, checkpoints, newest, asked_to_stop or (lambda: False))
+        return training.run(world, on_step)
 
 
 @contextmanager
@@ -87,10 +96,13 @@ def _identity(job: TrainJob) -> dict[str, float | int | str]:
 class _Training:
     """The model, its optimizer and the place in the plan, while `train` runs."""
 
-    def __init__(self, job: TrainJob, checkpoints: Checkpoints, newest: Path | None) -> None:
+    def __init__(
+        self, job: TrainJob, checkpoints: Checkpoints, newest: Path | None, asked: Asked
+    ) -> None:
         self.job = job
         self.plan = job.plan()
         self.checkpoints = checkpoints
+        self.asked = asked
         architecture = read_architecture(job.start_model)
         models = build_model(
             architecture,
@@ -102,66 +114,110 @@ class _Training:
         )
         if newest is None:
             load_hf(models, job.start_model, architecture)
-        self.models = wrap_models(models)
+        self.models = wrap_models(models, overlap=job.overlap)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[job.model.dtype]
         optimizer = build_optimizer(self.models, job.settings.optimizer, dtype)
         schedule = build_schedule(optimizer, job.settings.optimizer, self.plan.steps)
         self.state = TrainingState(models, optimizer, schedule)
-        self.done = 0 if newest is None else checkpoints.load(newest, self.state)
-        self.feed = Feed.of(job.data.table, models[0], job.settings.micro_batch_tokens)
+        self.done = Progress() if newest is None else checkpoints.load(newest, self.state)
+        budget, share = job.settings.micro_batch_tokens, shares_prompts(job.model.spec, job.layout)
+        self.feed = Feed.of(job.data.table, models[0], budget, share)
+        self.telemetry = Telemetry.of(job.data, architecture, dist.get_world_size(), dtype)
+        self.clock = StepClock()
 
     def run(self, world: World, on_step: OnStep | None) -> Path:
-        job = self.job
+        job, steps = self.job, self.plan.steps
         job.folder.mkdir(parents=True, exist_ok=True)
         sinks: list[Sink] = []
         if world.is_main:
-            sinks = open_sinks(job.folder, self.done, job.name, job.tensorboard, job.wandb_project)
+            done = self.done.step
+            sinks = open_sinks(job.folder, done, job.name, job.tensorboard, job.wandb_project)
         try:
-            while self.done < self.plan.steps:
-                metrics = self._step()
-                if metrics.step % job.settings.log_every == 0 or metrics.step == self.plan.steps:
-                    for sink in sinks:
-                        sink.write(metrics)
+            while self.done.step < steps:
+                self.checkpoints.check_pending()
+                step = self._step()
+                last = step.number == steps
+                if last or step.number % job.settings.log_every == 0:
+                    self._log(step, sinks)
                 if on_step is not None:
-                    on_step(metrics)
-                if metrics.step % job.settings.save_every == 0 or metrics.step == self.plan.steps:
-                    self.checkpoints.save(metrics.step, self.state)
+                    on_step(self.telemetry.metrics(step))
+                if last or step.outcome.stop or step.number % job.settings.save_every == 0:
+                    self._save()
+                if step.outcome.stop and not last:
+                    self._leave()
+            self.checkpoints.settle()
         finally:
+            self.checkpoints.close()
             for sink in sinks:
                 sink.close()
-        return self.checkpoints.path(self.plan.steps)
+        return self.checkpoints.path(steps)
 
-    def _step(self) -> StepMetrics:
+    def _step(self) -> Step:
+        number, skipped = self.done.step + 1, self.done.skipped
         began = time.perf_counter()
-        draws = self.plan.batch(self.done)
+        with self.clock.phase("data"):
+            draws = self.plan.batch(self.done.step)
+            fed = self.feed.weighted(draws)
         self.state.schedule.step(1)
         outcome = update(
-            self.models, self.state.optimizer, self.feed.weighted(draws), self.plan.normaliser
+            self.models,
+            self.state.optimizer,
+            fed.batches,
+            self.plan.normaliser,
+            self.job.settings.optimizer.clip,
+            clock=self.clock,
+            stop=self.asked(),
         )
-        if not (math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)):
-            raise self._not_finite(draws, outcome)
-        self.done += 1
-        seconds = time.perf_counter() - began
-        tokens = sum(int(self.job.data.lengths[draw.example]) for draw in draws)
-        return StepMetrics(
-            step=self.done,
-            loss=outcome.loss,
-            grad_norm=outcome.grad_norm,
+        if not outcome.finite:
+            skipped += 1
+            self._not_finite(number, skipped, draws, outcome)
+        self.done = Progress(number, skipped)
+        return Step(
+            number=number,
+            draws=draws,
+            outcome=outcome,
             learning_rate=learning_rate(self.state.optimizer),
-            tokens_per_second=tokens / seconds,
-            effective_sample_size=batch_sample_size(draws),
-            seconds=seconds,
+            seconds=time.perf_counter() - began,
+            phases=self.clock.take(),
+            useful=fed.useful,
+            saved=fed.saved,
+            skipped=skipped,
         )
 
-    def _not_finite(self, draws: Sequence[Draw], outcome: Outcome) -> StageError:
-        step = self.done + 1
-        file = self.job.folder / f"not-finite-step-{step:06d}.json"
+    def _not_finite(self, number: int, skipped: int, draws: list[Draw], outcome: Outcome) -> None:
+        """Keep the batch; raise StageError unless the settings allow this update to be skipped."""
+        file = self.job.folder / f"not-finite-step-{number:06d}.json"
         if dist.get_rank() == 0:
-            names = [self.job.data.ids[draw.example] for draw in draws]
-            content = {"step": step, "loss": str(outcome.loss), "examples": names}
-            write_durably(file, json.dumps(content, indent=1) + "\n")
-        return StageError(
-            f"{self.job.name}: step {step} has loss {outcome.loss} and gradient norm "
+            keep_batch(file, self.job, draws, outcome)
+        settings = self.job.settings
+        told = (
+            f"{self.job.name}: step {number} has loss {outcome.loss} and gradient norm "
             f"{outcome.grad_norm}; the examples of its batch are in {file}. "
-            "Look at them, or lower optimizer.learning_rate"
+        )
+        if settings.not_finite == "stop":
+            raise StageError(
+                told + "Look at them, lower optimizer.learning_rate, or set not_finite: skip"
+            )
+        if skipped > settings.skips_allowed:
+            raise StageError(
+                told + f"It is update {skipped} to be skipped, more than "
+                f"skips_allowed={settings.skips_allowed}: look at them, or lower "
+                "optimizer.learning_rate"
+            )
+
+    def _log(self, step: Step, sinks: list[Sink]) -> None:
+        metrics = self.telemetry.metrics(step)
+        for sink in sinks:
+            sink.write(metrics)
+
+    def _save(self) -> None:
+        with self.clock.phase("checkpoint"), gathered_weights(self.models):
+            self.checkpoints.save(self.done, self.state)
+
+    def _leave(self) -> None:
+        """Raise Requeue once the checkpoint of this step is durable."""
+        self.checkpoints.settle()
+        raise Requeue(
+            f"asked to stop: {self.job.name} is saved after step {self.done.step} of "
+            f"{self.plan.steps}; the same command goes on from there"
         )

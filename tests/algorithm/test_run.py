@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ def test_every_row_of_the_table_has_every_number(folder: Path) -> None:
         assert set(row) >= {"accuracy", "greedy", "pass@8", "bands"}
 
 
+def test_an_engine_too_far_from_the_trainer_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for name in ("score", "weigh", "train", "export-policy", "evaluate"):
+        (copy / "iteration-2" / name / "_DONE.json").unlink()
+    done = run(copy, *ITERATIONS, "scoring.largest_engine_gap=1e-12")
+    assert done.returncode == 1
+    assert "scoring.largest_engine_gap=1e-12" in done.stderr
+    assert "nats per token from the trainer's" in done.stderr
+
+
 @pytest.mark.parametrize("t", [1, 2])
 def test_the_engine_and_the_trainer_agree_on_the_posteriors_log_probs(folder: Path, t: int) -> None:
     traces = {row["trace_id"]: row for row in rows(folder, f"iteration-{t}/sample-posterior")}
@@ -58,6 +70,8 @@ def test_the_engine_and_the_trainer_agree_on_the_posteriors_log_probs(folder: Pa
         trace = traces[score["trace_id"]]
         assert len(trace["trace_ids"]) == score["trace_length"]
         assert score["sampler_log_prob"] == pytest.approx(trace["engine_log_prob"], abs=1e-3)
+        assert sum(trace["token_log_probs"]) == pytest.approx(trace["engine_log_prob"], abs=1e-4)
+        assert 0 <= score["engine_gap"] < 1e-4, "two computations, which agree to rounding"
 
 
 @pytest.mark.parametrize("t", [1, 2])

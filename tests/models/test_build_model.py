@@ -14,6 +14,7 @@ from megatron_vr.convert.load import load_hf
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.models.gpt import build_model, transformer_config
+from megatron_vr.models.log_prob import Targets
 from megatron_vr.models.spec import check_spec
 from megatron_vr.parallel.layout import Layout
 from tests.models.reference import VOCABULARY, label_log_probs, tiny_model
@@ -67,7 +68,7 @@ def packed_log_probs(model: Any, ids: list[Tensor]) -> Tensor:
     positions = torch.cat([torch.arange(len(sequence)) for sequence in ids])[None]
     labels = tokens.roll(-1, 1)
     log_probs: Tensor = model(
-        tokens, positions, None, labels=labels, loss_mask=mask, packed_seq_params=pack
+        tokens, positions, None, labels=Targets(labels, mask), packed_seq_params=pack
     )
     return log_probs
 
@@ -143,8 +144,8 @@ def test_labels_need_a_bool_loss_mask(tmp_path: Path) -> None:
     tiny_model("qwen3", False).config.save_pretrained(tmp_path)
     model = build(read_architecture(tmp_path))
     ids = torch.zeros(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="loss_mask of dtype bool"):
-        model(ids, ids, None, labels=ids, loss_mask=torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"bool, not torch\.float32"):
+        model(ids, ids, None, labels=Targets(ids, torch.ones(1, 4)))
 
 
 def test_losses_are_sums_whenever_gradients_are_reduced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranks started on this host: their exit codes, and that none outlives its launcher."""
+"""Ranks started on this host: their exit codes, who is named, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+import pytest
+
+from megatron_vr.parallel.outcome import Failure, judge
 from tests.algorithm.tiny_run import ROOT, command, environment, run
 
 
@@ -33,6 +37,31 @@ def wait_until(happened: object, seconds: float, told: str) -> None:
         time.sleep(0.1)
 
 
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(folder, *overrides),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(where: Path, pattern: str, writer: subprocess.Popen[str]) -> None:
+    """Until `writer` has made such a file in `where`."""
+    deadline = time.monotonic() + 240
+    while not list(where.glob(pattern)):
+        assert writer.poll() is None, f"ended before {where}: {writer.communicate()[1]}"
+        assert time.monotonic() < deadline, f"{where} has no {pattern}"
+        time.sleep(0.02)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=240)
+    return process.returncode, errors
+
+
 def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     launcher = subprocess.Popen(
@@ -56,3 +85,119 @@ def test_a_failing_rank_ends_the_run_with_its_exit_code_and_one_message(tmp_path
     assert done.returncode == 1
     assert "micro_batch_tokens" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+
+
+# Trainings of a few steps; samples in so many parts that a signal falls between two.
+SHORT = (
+    "comparisons={}",
+    "policy.steps=6",
+    "posterior.train.steps=6",
+    "train.steps=6",
+    "engine.part_size=4",
+    "scoring.part_size=4",
+)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_stops_a_run_and_the_same_command_goes_on(tmp_path: Path, processes: int) -> None:
+    folder = tmp_path / "run"
+    overrides = (*SHORT, f"parallel.processes={processes}")
+    for signum, stage, parts in (
+        (signal.SIGTERM, "sample-posterior", ""),
+        (signal.SIGUSR1, "score", "policy"),
+    ):
+        place = folder / "iteration-1" / stage
+        launcher = start(folder, *overrides)
+        wait_for(place / parts, "part-*.parquet", launcher)
+        launcher.send_signal(signum)
+        code, errors = ended(launcher)
+        assert code == 75, errors
+        assert "Traceback" not in errors
+        told = [line for line in errors.splitlines() if "received" in line]
+        assert len(told) == 1, errors
+        assert told[0].startswith(f"megatron-vr: {signum.name} received: stopped after a part of")
+        assert not (place / "_DONE.json").exists(), "the signal came too late to show anything"
+        assert not processes_of(folder)
+    finished = run(folder, *overrides)
+    assert finished.returncode == 0, finished.stderr
+    assert (folder / "results.json").exists()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launcher = start(folder, "parallel.processes=2", "policy.steps=100000")
+    wait_for(folder / "iteration-0" / "sft", "metrics.jsonl", launcher)
+    ranks = psutil.Process(launcher.pid).children()
+    victim = next(rank for rank in ranks if rank.environ().get("RANK") == "1")
+    victim.send_signal(signal.SIGKILL)
+    code, errors = ended(launcher)
+    assert code == 1
+    assert f"megatron-vr: rank 1 (pid {victim.pid}) was killed by SIGKILL;" in errors, errors
+    assert not processes_of(folder)
+
+
+@pytest.mark.timeout(600)
+def test_seeds_stop_too(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    seeds = subprocess.Popen(
+        [*command(folder, *SHORT), "--seeds", "1,2"],
+        env=environment(),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    place = folder / "seed-1" / "iteration-1" / "sample-posterior"
+    wait_for(place, "part-*.parquet", seeds)
+    seeds.send_signal(signal.SIGTERM)
+    code, errors = ended(seeds)
+    assert code == 75, errors
+    assert not (folder / "seed-2").exists()
+
+
+KILLED, FAILED, SAVED, ODD = -9, 1, 75, 7
+
+
+@pytest.mark.parametrize(
+    ("codes", "stopping", "code", "told"),
+    [
+        ([], False, 0, None),
+        ([(0, FAILED, 10)], False, 1, None),
+        ([(0, FAILED, 12), (1, 2, 10)], False, 2, None),
+        ([(0, FAILED, 10), (1, KILLED, 10)], False, 1, "rank 1 (pid 101) was killed by SIGKILL;"),
+        ([(0, FAILED, 10), (1, KILLED, 40)], False, 1, None),
+        ([(1, ODD, 10)], False, 7, "rank 1 (pid 101) ended with exit code 7;"),
+        ([(1, -60, 10)], False, 1, "rank 1 (pid 101) was killed by signal 60;"),
+        ([(0, SAVED, 10), (1, SAVED, 10)], True, 75, None),
+        ([(0, SAVED, 10)], False, 75, None),
+        ([(0, SAVED, 10), (1, KILLED, 40)], True, 75, None),
+        ([(0, FAILED, 11), (1, SAVED, 10)], True, 75, None),
+        ([(0, FAILED, 10), (1, SAVED, 10)], True, 1, None),
+        ([(1, -signal.SIGTERM, 10)], True, 75, None),
+        ([(1, -signal.SIGTERM, 10)], False, 1, "rank 1 (pid 101) was killed by SIGTERM;"),
+    ],
+    ids=[
+        "all done",
+        "a rank failed and said why",
+        "the earlier failure counts",
+        "in one second the kill came first",
+        "the agent killed what did not end",
+        "a code without a message",
+        "a signal without a name",
+        "asked to stop",
+        "one rank was asked to stop",
+        "saved, and the agent killed another",
+        "saved, and another missed it",
+        "failed while it was to stop",
+        "stopped before it handled signals",
+        "killed though nobody was to stop",
+    ],
+)
+def test_the_first_failure_counts(
+    codes: list[tuple[int, int, int]], stopping: bool, code: int, told: str | None
+) -> None:
+    outcome = judge([Failure(rank, 100 + rank, c, at) for rank, c, at in codes], stopping)
+    assert outcome.code == code
+    assert (outcome.line or "").startswith(told or "")
+    assert (outcome.line is None) == (told is None)

@@ -65,6 +65,8 @@ def forward_backward(models: list[Any]) -> list[torch.Tensor]:
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from megatron_vr.models.log_prob import Targets
+
     def loss(log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         return -log_probs.sum(), torch.tensor(1, dtype=torch.int), {"log_probs": log_probs.detach()}
 
@@ -88,8 +90,7 @@ def forward_backward(models: list[Any]) -> list[torch.Tensor]:
             ids,
             positions,
             None,
-            labels=ids.roll(-1, 1),
-            loss_mask=mask,
+            labels=Targets(ids.roll(-1, 1), mask),
             packed_seq_params=packed,
         )
         return output, loss

@@ -153,6 +153,7 @@ class Writer:
             "complete": self.dice.random() > 0.05,
             "finish_reason": "stop",
             "engine_log_prob": -1.3 * length + 0.2 * self.dice.random(),
+            "token_log_probs": [-1.3] * length,
         }
 
     def _verdict(self, chance: float) -> dict[str, Any]:
@@ -187,11 +188,14 @@ class Writer:
                 + self.engine_error * len(trace["trace_ids"]) * self.dice.random(),
                 "answer_length": 4,
                 "answer_log_prob": -2.0,
+                "engine_gap": self.engine_error,
             }
             for trace in self._usable(node)
         ]
         self._keep(node, rows, SCORES)
-        return {"traces": len(rows)}
+        gaps = {"mean": 1.0, "p99": 3.0, "largest": 5.0}
+        told = {f"engine_gap_{name}": self.engine_error * size for name, size in gaps.items()}
+        return {"traces": len(rows)} | told
 
     def _weigh(self, node: Node) -> dict[str, Any]:
         """ρ ∝ accuracy · exp(Σ log π − Σ log q)^(1/|z|), or the rollouts' verdicts."""

@@ -17,6 +17,11 @@ from megatron_vr.traces.tables import EXAMPLES
 from megatron_vr.training.trainer import TrainJob
 
 VOCABULARY = 131
+# Examples, and sequences to score, that begin with the same prompt.
+PROMPT = [17, 5, 99, 23, 42]
+SAME_PROMPT = (0, 3, 5, 6, 7)
+# The example that some tests' models have no number for.
+POISONED = 4
 WEIGHTS = [0.7, 1.9, 0.0, 0.2, 1.0, 3.1, 0.05, 1.3, 0.6]
 
 # A large epsilon: elements with next to no gradient must not be moved by its rounding.
@@ -33,7 +38,7 @@ OPTIMIZER = OptimizerSettings(
 
 
 def rows() -> list[dict[str, Any]]:
-    """Examples of unequal lengths and weights, one of weight 0."""
+    """Examples of unequal lengths and weights, one of weight 0; some have the same prompt."""
     generator = torch.Generator().manual_seed(11)
 
     def integer(low: int, high: int) -> int:
@@ -42,13 +47,17 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for index, weight in enumerate(WEIGHTS):
         length = integer(5, 30)
+        ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
+        start = integer(1, length - 1)
+        if index in SAME_PROMPT:
+            ids, start = PROMPT + ids, len(PROMPT)
         found.append(
             {
                 "example_id": f"example-{index}",
                 "problem_id": f"problem-{index // 2}",
                 "origin": "posterior",
-                "token_ids": torch.randint(0, VOCABULARY, (length,), generator=generator).tolist(),
-                "target_start": integer(1, length - 1),
+                "token_ids": ids,
+                "target_start": start,
                 "weight": weight,
             }
         )
@@ -56,8 +65,10 @@ def rows() -> list[dict[str, Any]]:
 
 
 def job(start_model: Path, folder: Path, layout: Layout | None = None, **changes: Any) -> TrainJob:
-    """A training of 6 steps of 5 examples; `changes` are of its settings, `dtype` or `seed`."""
+    """A training of 6 steps of 5 examples; `changes` are of its settings, `dtype`, `seed`,
+    `overlap` or `recompute`."""
     dtype, seed = changes.pop("dtype", "float32"), changes.pop("seed", 5)
+    overlap, recompute = changes.pop("overlap", False), changes.pop("recompute", "none")
     settings: dict[str, Any] = {
         "steps": 6,
         "batch_size": 5,
@@ -71,10 +82,13 @@ def job(start_model: Path, folder: Path, layout: Layout | None = None, **changes
         start_model=start_model,
         folder=folder,
         settings=TrainSettings(**settings),
-        model=ModelSettings(path=str(start_model), dtype=dtype, log_prob_chunk=16),
+        model=ModelSettings(
+            path=str(start_model), dtype=dtype, log_prob_chunk=16, recompute=recompute
+        ),
         layout=layout or Layout(),
         seed=seed,
         name="a test",
+        overlap=overlap,
     )
 
 
@@ -94,8 +108,11 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training's metrics file, without the times."""
-    timed = {"seconds", "tokens_per_second"}
+    """The lines of a training's metrics file, without what the machine's speed makes of them."""
+    timed = {
+        *("seconds", "tokens_per_second", "tflops", "straggler", "peak_memory_gib"),
+        *("data_seconds", "forward_backward_seconds", "optimizer_seconds", "checkpoint_seconds"),
+    }
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
@@ -109,5 +126,9 @@ def scored_sequences(seed: int, count: int) -> list[tuple[Sequence[int], tuple[A
         ids = torch.randint(0, VOCABULARY, (length,), generator=generator).tolist()
         cuts = torch.randperm(length - 1, generator=generator)[:4].sort().values + 1
         first, second, third, fourth = cuts.tolist()
-        found.append((tuple(ids), ((first, second), (third, fourth))))
+        if len(found) in SAME_PROMPT:
+            ids, spans = PROMPT + ids, ((len(PROMPT), second + 5), (third + 5, fourth + 5))
+        else:
+            spans = ((first, second), (third, fourth))
+        found.append((tuple(ids), spans))
     return found

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch.distributed as dist
 
-from megatron_vr.errors import StageError, VRError
+from megatron_vr.errors import Requeue, StageError, VRError
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.metrics import StepMetrics
 from megatron_vr.training.trainer import train
-from tests.training.jobs import differing, job, metrics, scored_sequences
+from tests.training.jobs import POISONED, differing, job, metrics, scored_sequences
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,26 @@ class Case:
 
 ONE_RANK = [
     Case("one pack a step", "qwen3-untied", changes={"micro_batch_tokens": 200}),
-    Case("several packs a step", "qwen3-untied", changes={"micro_batch_tokens": 31}),
+    Case("several packs a step", "qwen3-untied", changes={"micro_batch_tokens": 35}),
     Case("tied embeddings", "qwen2-tied"),
 ]
+BF16: dict[str, Any] = {"dtype": "bfloat16"}
 TWO_RANKS = [
     Case("dp2", "qwen3-untied"),
-    Case("dp2 tied, several packs", "qwen2-tied", changes={"micro_batch_tokens": 31}),
+    Case("dp2 tied, several packs", "qwen2-tied", changes={"micro_batch_tokens": 35}),
     Case("dp2, one rank without an example", "qwen3-untied", changes={"batch_size": 1}),
     Case("tp2 sp", "qwen3-untied", Layout(tensor=2, sequence_parallel=True)),
-    Case("tp2 tied", "qwen2-tied", Layout(tensor=2), {"micro_batch_tokens": 31}),
+    Case("tp2 tied", "qwen2-tied", Layout(tensor=2), {"micro_batch_tokens": 35}),
     Case("pp2", "qwen3-untied", Layout(pipeline=2)),
-    Case("pp2 tied, several packs", "qwen2-tied", Layout(pipeline=2), {"micro_batch_tokens": 31}),
+    Case("pp2 tied, several packs", "qwen2-tied", Layout(pipeline=2), {"micro_batch_tokens": 35}),
     Case("pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
+    Case("dp2 overlap", "qwen3-untied", changes={"overlap": True, "micro_batch_tokens": 35}),
+    Case("dp2 overlap tied", "qwen2-tied", changes={"overlap": True}),
+    Case("tp2 sp bf16", "qwen3-untied", Layout(tensor=2, sequence_parallel=True), BF16),
+    Case("dp2 bf16 overlap", "qwen2-tied", changes=BF16 | {"overlap": True}),
     Case("cp2", "qwen3-untied", Layout(context=2)),
-    Case("cp2 tied, several packs", "qwen2-tied", Layout(context=2), {"micro_batch_tokens": 36}),
+    Case("cp2 recompute", "qwen3-untied", Layout(context=2), {"recompute": "full"}),
+    Case("cp2 tied, several packs", "qwen2-tied", Layout(context=2), {"micro_batch_tokens": 40}),
 ]
 FOUR_RANKS = [
     Case("tp2 pp2 sp", "qwen3-untied", Layout(tensor=2, pipeline=2, sequence_parallel=True)),
@@ -56,7 +63,7 @@ FOUR_RANKS = [
         "tp2 pp2 sp tied, several packs",
         "qwen2-tied",
         Layout(tensor=2, pipeline=2, sequence_parallel=True),
-        {"micro_batch_tokens": 31},
+        {"micro_batch_tokens": 35},
     ),
     Case("tp2 cp2", "qwen3-untied", Layout(tensor=2, context=2)),
     Case(
@@ -70,6 +77,12 @@ FOUR_RANKS = [
         "dp2 cp2, a rank without an example", "qwen3-untied", Layout(context=2), {"batch_size": 1}
     ),
     Case("dp2 pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
+    Case(
+        "dp2 pp2 vpp2 overlap, recompute",
+        "qwen2-tied",
+        Layout(pipeline=2, virtual_pipeline=2),
+        {"overlap": True, "recompute": "selective", "micro_batch_tokens": 35},
+    ),
     Case("dp4, two ranks without an example", "qwen2-tied", changes={"batch_size": 2}),
 ]
 
@@ -116,8 +129,8 @@ def build(folder: Path, layout: Layout) -> list[Any]:
 
 
 def compared(case: Case, folder: Path) -> dict[str, Any]:
-    """Train `case` for three steps: its metrics, and each parameter's worst error in units of how
-    far the reference moved that parameter."""
+    """Train `case` for three steps: its metrics, and the error of the update relative to the
+    reference's, as norms: of each parameter here, and of all of them (`""`)."""
     from megatron.core import dist_checkpointing
 
     start = folder / case.model
@@ -132,12 +145,16 @@ def compared(case: Case, folder: Path) -> dict[str, Any]:
         for i, model in enumerate(trained)
     }
     dist_checkpointing.load(content, str(checkpoint))
-    errors = {}
+    off, moved = {"": 0.0}, {"": 0.0}
     for stage, wanted, before in zip(trained, expected, initial, strict=True):
         values, origin = dict(wanted.named_parameters()), dict(before.named_parameters())
         for name, parameter in stage.named_parameters():
-            moved = (values[name] - origin[name]).abs().max()
-            errors[name] = ((parameter - values[name]).abs().max() / moved).item()
+            value = values[name].detach().double()
+            off[name] = float((parameter.detach().double() - value).square().sum())
+            moved[name] = float((value - origin[name].detach().double()).square().sum())
+            off[""] += off[name]
+            moved[""] += moved[name]
+    errors = {name: (off[name] / moved[name]) ** 0.5 for name in off}
     return {"metrics": metrics(made.folder), "errors": errors}
 
 
@@ -175,8 +192,8 @@ def moved(folder: Path, start: Path) -> list[float]:
     return [line["loss"] for line in metrics(folder)]
 
 
-def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[tuple[float, ...]]]:
-    """By token budget, the sums of this replica's `counts[data-parallel rank]` sequences."""
+def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[Any]]:
+    """By token budget, the scores of this replica's `counts[data-parallel rank]` sequences."""
     from megatron.core import parallel_state
 
     from megatron_vr.training.scoring import Sequenced, score
@@ -185,9 +202,16 @@ def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[tup
     sequences = [Sequenced(*found) for found in scored_sequences(rank, counts[rank])]
     models = build(start, layout)
     found = {}
-    for budget in (40, 1000):
+    for budget in (48, 1000):
         heard: list[int] = []
-        found[budget] = score(models, sequences, budget, heard.append)
+        found[budget] = score(
+            models,
+            sequences,
+            budget,
+            heard.append,
+            entropy=budget == 48,
+            share_prompts=budget == 1000 and layout.context == 1,
+        )
         assert sum(heard) == len(sequences), f"progress of {heard} sequences"
     return found
 
@@ -202,8 +226,9 @@ def _one_rank(folder: Path) -> dict[str, Any]:
     cases = {case.name: compared(case, folder) for case in ONE_RANK}
     killed = job(start, folder / "killed")
     resumptions = {
-        dtype: resumed(Layout(), folder / dtype, start, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
+        "float32": resumed(Layout(), folder / "float32", start),
+        "bfloat16": resumed(Layout(), folder / "bfloat16", start, dtype="bfloat16"),
+        "at once": resumed(Layout(), folder / "at-once", start, save_aside=False),
     }
     after_kill = train(killed)
     return {
@@ -216,6 +241,10 @@ def _one_rank(folder: Path) -> dict[str, Any]:
         },
         "scores": scores(Layout(), start, [7]),
         "not finite": not_finite(folder),
+        "skipped": skipped(folder),
+        "kept": kept(folder, start),
+        "late": written_late(folder, start),
+        "asked": asked_to_stop(folder, start),
         "refused": refusals(folder, start),
         "alive": alive(),
     }
@@ -237,6 +266,86 @@ def not_finite(folder: Path) -> dict[str, str]:
         (file,) = made.folder.glob("not-finite-*.json")
         return {"message": str(error), "file": file.read_text(encoding="utf-8")}
     return {}
+
+
+def skipped(folder: Path) -> dict[str, Any]:
+    """Trainings of a model that has no number for a token of one example only."""
+    from megatron.core import dist_checkpointing
+
+    broken = folder / "poisoned"
+    made = job(broken, folder / "runs" / "skip", not_finite="skip")
+    values = dist_checkpointing.load_plain_tensors(str(train(made)))
+    limited = job(broken, folder / "runs" / "skip-less", not_finite="skip", skips_allowed=1)
+    stopped = job(broken, folder / "runs" / "skip-resumed", not_finite="skip")
+    with contextlib.suppress(Stop):
+        train(stopped, stop_after(5))
+    train(stopped)
+    poisoned = [
+        any(draw.example == POISONED for draw in made.plan().batch(step)) for step in range(6)
+    ]
+    return {
+        "poisoned": poisoned,
+        "metrics": metrics(made.folder),
+        "resumed": metrics(stopped.folder),
+        "finite": bool(values["output_layer.weight"].isfinite().all()),
+        "refused": _refusal(limited),
+        "batches": sorted(path.name for path in made.folder.glob("not-finite-*")),
+    }
+
+
+def kept(folder: Path, start: Path) -> list[str]:
+    made = job(start, folder / "runs" / "kept", keep_last=2, keep_every=2, save_every=1)
+    return sorted(path.name for path in train(made).parent.iterdir())
+
+
+def written_late(folder: Path, start: Path) -> list[str]:
+    """How a checkpoint differs that is written only after two more steps were done."""
+    from megatron_vr.training.save_strategy import DeferredSave
+
+    at_once = job(start, folder / "runs" / "at-once", save_aside=False, keep_last=3)
+    late = job(start, folder / "runs" / "late", keep_last=3)
+    trained_on = threading.Event()
+    take = DeferredSave.take
+
+    def take_later(self: DeferredSave) -> Callable[[], None]:
+        write = take(self)
+
+        def write_later() -> None:
+            assert trained_on.wait(60), "the training waited for its checkpoint"
+            write()
+
+        return write_later
+
+    def on_step(found: StepMetrics) -> None:
+        if found.step == 4:
+            trained_on.set()
+
+    train(at_once)
+    with mock.patch.object(DeferredSave, "take", take_later):
+        train(late, on_step)
+    name = "checkpoints/step-000002"
+    return differing(at_once.folder / name, late.folder / name)
+
+
+def asked_to_stop(folder: Path, start: Path) -> dict[str, Any]:
+    """A training that is asked to stop in step 3, and goes on."""
+    made = job(start, folder / "runs" / "asked", save_every=100)
+    rank, steps = dist.get_rank(), []
+
+    def asked() -> bool:
+        # The last rank alone hears of it.
+        return len(steps) == 2 and rank == dist.get_world_size() - 1
+
+    message = ""
+    try:
+        train(made, lambda found: steps.append(found.step), asked)
+    except Requeue as error:
+        message = f"{error.exit_code}: {error}"
+    dist.barrier()
+    saved = sorted(path.name for path in (made.folder / "checkpoints").iterdir())
+    steps.append(0)
+    final = train(made, lambda found: steps.append(found.step))
+    return {"message": message, "saved": saved, "steps": steps, "final": final}
 
 
 def refusals(folder: Path, start: Path) -> dict[str, str]:
@@ -300,6 +409,7 @@ def two_ranks(rank: int, folder: str) -> dict[str, Any]:
         # Replicas score different numbers of sequences, and none of them waits for the other.
         found["scores"][name] = with_layout(layout, scores, layout, start, [7, 3])
     found["moved"] = moved(root / "moved", start)
+    found["asked"] = with_layout(Layout(), asked_to_stop, root, start)
     return found
 
 

@@ -91,13 +91,16 @@ def reference_trainings(cases: Sequence[Case], folder: Path) -> dict[str, Refere
     }
 
 
-def reference_scores(count: int, seed: int) -> list[tuple[float, ...]]:
+def reference_scores(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor, Any]]:
+    """Log-probs and entropies of every token but a sequence's first, and the spans wanted."""
     model = hugging_face("qwen3-untied")
     found = []
     with torch.no_grad():
         for ids, spans in scored_sequences(seed, count):
-            log_probs = label_log_probs(model, torch.tensor(ids)).double()
-            found.append(tuple(float(log_probs[a - 1 : b - 1].sum()) for a, b in spans))
+            logits = model(torch.tensor(ids)[None]).logits[0, :-1].double()
+            log_probs = logits.log_softmax(-1)
+            of_tokens = log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            found.append((of_tokens, -(log_probs.exp() * log_probs).sum(1), spans))
     return found
 
 
@@ -105,18 +108,22 @@ def check_training(case: Case, found: dict[str, Any], reference: Reference) -> N
     """What a rank found in `case` is what plain torch computed."""
     lines = found["metrics"]
     assert [line["step"] for line in lines] == [1, 2, 3], "a line of metrics for each step"
+    low = case.changes.get("dtype") == "bfloat16"
     for name, wanted in (
         ("loss", reference.losses),
         ("grad_norm", reference.grad_norms),
         ("learning_rate", reference.learning_rates),
     ):
         values = [line[name] for line in lines]
-        assert values == pytest.approx(wanted, rel=1e-5), f"{name} {values}, wanted {wanted}"
+        limit = 2e-2 if low else 1e-5
+        assert values == pytest.approx(wanted, rel=limit), f"{name} {values}, wanted {wanted}"
     errors = found["errors"]
+    if low:
+        return
+    assert errors[""] < 1e-5, f"the update is off by {errors['']:.1e} of its norm in {case.name}"
     worst = max(errors, key=errors.__getitem__)
-    assert errors[worst] < 3e-4, (
-        f"{worst} is off by {errors[worst]:.1e} of the distance it was to move in {case.name}"
-    )
+    # Norms' weights are near 1: a last bit of theirs is up to 2e-5 of such small updates.
+    assert errors[worst] < 3e-5, f"{worst} is off by {errors[worst]:.1e} of its update"
 
 
 def check_resumption(found: dict[str, Any]) -> None:
@@ -130,11 +137,27 @@ def check_resumption(found: dict[str, Any]) -> None:
     assert found["again"], "a finished training was run again"
 
 
-def check_scores(sums_by_budget: dict[int, Any], count: int, seed: int) -> None:
-    """Sums of `count` sequences made from `seed` are the Hugging Face model's, however packed."""
+def check_stopped(found: dict[str, Any]) -> None:
+    """A training of 6 steps that was asked to stop in step 3 did so, and went on after it."""
+    assert found["message"].startswith("75: "), f"said {found['message']!r}"
+    assert "saved after step 3 of 6" in found["message"]
+    assert found["saved"] == ["step-000003"]
+    assert found["steps"] == [1, 2, 3, 0, 4, 5, 6], "each step once"
+    assert found["final"].name == "step-000006"
+
+
+def check_scores(scores_by_budget: dict[int, Any], count: int, seed: int) -> None:
+    """Scores of `count` sequences made from `seed` are the Hugging Face model's, however packed."""
     wanted = reference_scores(count, seed)
-    for budget, sums in sums_by_budget.items():
-        assert len(sums) == count, f"{len(sums)} sums for {count} sequences"
-        for got, expected in zip(sums, wanted, strict=True):
-            message = f"a budget of {budget} tokens gives {got}, wanted {expected}"
-            assert got == pytest.approx(expected, abs=2e-4), message
+    for budget, scores in scores_by_budget.items():
+        assert len(scores) == count, f"{len(scores)} scores for {count} sequences"
+        for got, (log_probs, entropies, spans) in zip(scores, wanted, strict=True):
+            message = f"with a budget of {budget} tokens"
+            sums = [float(log_probs[a - 1 : b - 1].sum()) for a, b in spans]
+            assert got.sums == pytest.approx(sums, abs=2e-4), message
+            tokens = torch.cat([log_probs[a - 1 : b - 1] for a, b in spans])
+            assert got.log_probs == pytest.approx(tokens.numpy(), abs=3e-5), message
+            if got.entropies is not None:
+                tokens = torch.cat([entropies[a - 1 : b - 1] for a, b in spans])
+                assert got.entropies == pytest.approx(tokens.numpy(), abs=3e-5), message
+    assert any(found.entropies is not None for found in scores_by_budget[48])

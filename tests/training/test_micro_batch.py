@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from megatron_vr.errors import DataError
 from megatron_vr.traces.tables import EXAMPLES
 from megatron_vr.training.examples import Examples, read_examples
-from megatron_vr.training.micro_batch import MicroBatch, PackShape
+from megatron_vr.training.micro_batch import MicroBatch
+from megatron_vr.training.places import PackShape
 
 CPU = torch.device("cpu")
 

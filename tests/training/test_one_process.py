@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.parallel.launch import run_ranks
-from tests.training.jobs import rows
+from tests.training.jobs import POISONED, rows
 from tests.training.ranks import ONE_RANK, Case, killed_while_saving, one_rank
 from tests.training.reference import (
     Reference,
     check_resumption,
     check_scores,
+    check_stopped,
     check_training,
     hugging_face,
     reference_trainings,
@@ -42,9 +44,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     with torch.no_grad():
         broken.lm_head.weight[rows()[0]["token_ids"][0]] = float("nan")
     broken.save_pretrained(folder / "not-a-number")
+    poison(folder / "poisoned")
     kill = killed(folder)
     (found,) = run_ranks(one_rank, 1, str(folder))
     return Measured(references, found, kill)
+
+
+def poison(folder: Path) -> None:
+    """A model that reads no number at a token that only the example POISONED has."""
+    others = {token for i, row in enumerate(rows()) if i != POISONED for token in row["token_ids"]}
+    token = next(token for token in rows()[POISONED]["token_ids"][:-1] if token not in others)
+    model = hugging_face("qwen3-untied")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    model.save_pretrained(folder)
 
 
 def killed(folder: Path) -> str:
@@ -60,9 +73,9 @@ def test_packing_does_not_change_what_is_trained(case: Case, measured: Measured)
     check_training(case, measured.found["cases"][case.name], measured.references[case.name])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_stopped_training_goes_on_bit_for_bit(dtype: str, measured: Measured) -> None:
-    check_resumption(measured.found["resumed"][dtype])
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "at once"])
+def test_a_stopped_training_goes_on_bit_for_bit(how: str, measured: Measured) -> None:
+    check_resumption(measured.found["resumed"][how])
 
 
 def test_a_training_killed_while_it_saves_resumes_from_the_checkpoint_before(
@@ -101,6 +114,31 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_the_examples(
     names = json.loads(found["file"])["examples"]
     assert len(names) == 5
     assert set(names) <= {row["example_id"] for row in rows()}
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted_when_asked(
+    measured: Measured,
+) -> None:
+    found = measured.found["skipped"]
+    counts = list(accumulate(found["poisoned"]))
+    assert 2 <= counts[-1] < 6, "the test wants updates of both kinds"
+    assert [line["skipped"] for line in found["metrics"]] == counts
+    assert found["resumed"] == found["metrics"], "the count goes on where a training resumes"
+    assert found["finite"], "a skipped update must leave the parameters alone"
+    assert re.match("StageError.*update 2 to be skipped", found["refused"]), found["refused"]
+    assert len(found["batches"]) == 2 * counts[-1], f"a file and a table: {found['batches']}"
+
+
+def test_the_last_checkpoints_and_every_nth_are_kept(measured: Measured) -> None:
+    assert measured.found["kept"] == [f"step-{step:06d}" for step in (2, 4, 5, 6)]
+
+
+def test_a_checkpoint_written_late_holds_the_state_of_its_step(measured: Measured) -> None:
+    assert not measured.found["late"], f"differ: {measured.found['late'][:3]}"
+
+
+def test_a_training_asked_to_stop_saves_the_step_it_is_in_and_goes_on(measured: Measured) -> None:
+    check_stopped(measured.found["asked"])
 
 
 def test_trainings_leave_no_model_behind_in_the_process(measured: Measured) -> None:

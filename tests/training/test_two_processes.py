@@ -12,6 +12,7 @@ from tests.training.reference import (
     Reference,
     check_resumption,
     check_scores,
+    check_stopped,
     check_training,
     reference_trainings,
 )
@@ -37,6 +38,11 @@ def test_the_layout_does_not_change_what_is_trained(case: Case, measured: Measur
 def test_a_stopped_training_goes_on_bit_for_bit(name: str, measured: Measured) -> None:
     for found in measured[1]:
         check_resumption(found["resumed"][name])
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_after_the_same_step(measured: Measured) -> None:
+    for found in measured[1]:
+        check_stopped(found["asked"])
 
 
 def test_a_training_continues_in_another_layout(measured: Measured) -> None:

@@ -84,6 +84,7 @@ def _trace(
         "complete": prompts.trace_end.first_end(trace_ids) is not None,
         "finish_reason": completion.finish_reason,
         "engine_log_prob": sum(completion.log_probs[: len(trace_ids)]),
+        "token_log_probs": list(completion.log_probs[: len(trace_ids)]),
     }
 
 

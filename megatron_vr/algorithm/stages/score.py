@@ -1,8 +1,11 @@
-"""score: Σ log π(z|x), Σ log q(z|x,y') and Σ log π(y'|x,z) of every usable trace."""
+"""score: log π(z|x), log q(z|x,y') and log π(y'|x,z) of every usable trace, and how far the engine
+that sampled the traces is from the trainer's own log-probs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -10,39 +13,47 @@ from megatron_vr.algorithm.context import Context, model_folder, title
 from megatron_vr.algorithm.megatron import open_megatron
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
-from megatron_vr.problems.prompts import PromptFormat
-from megatron_vr.traces.columns import usable
+from megatron_vr.algorithm.stages.scored_traces import ScoredTraces, Who
+from megatron_vr.errors import StageError
+from megatron_vr.models.spec import shares_prompts
+from megatron_vr.traces.agreement import Gaps
+from megatron_vr.traces.durable import write_durably
 from megatron_vr.traces.store import StageFolder, count_parts
-from megatron_vr.traces.tables import SCORES, TRACES
-from megatron_vr.training.scoring import Sequenced, score
+from megatron_vr.traces.tables import LOG_PROBS, SCORES
+from megatron_vr.training.scoring import Scored, score
 
-SUMS = pa.list_(pa.float64())
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One trace as the policy and as its sampler see it."""
-
-    trace_id: str
-    under_policy: Sequenced  # spans: the trace, the reference answer
-    under_sampler: Sequenced  # span: the trace
+HALVES: tuple[Who, ...] = ("policy", "posterior")
 
 
 def run(node: Node, context: Context) -> Finished:
-    """One row per usable trace; both models are loaded one after the other."""
+    """One row per usable trace; both models are loaded one after the other.
+
+    Raises StageError where engine and trainer are further apart than the settings allow.
+    """
     prompts = context.format(node, model_folder(node.inputs["policy"]))
-    scored = _scored(node, context, prompts)
-    for who in ("policy", "posterior"):
-        _score_under(who, node, context, scored)
-    parts = count_parts(len(scored), node.settings.scoring.part_size)
-    if context.world.is_main:
-        for index in node.folder.missing(parts):
-            node.folder.write_part(index, _joined(node, scored, index))
-    return Finished(parts, {"traces": len(scored)})
+    traces = ScoredTraces.read(node, context, prompts)
+    for who in HALVES:
+        _score_under(who, node, context, traces)
+    parts = count_parts(len(traces), node.settings.scoring.part_size)
+    if not context.world.is_main:
+        return Finished(parts)
+    for index in node.folder.missing(parts):
+        node.folder.write_part(index, _joined(node, traces, index))
+    gaps = Gaps.joined(_read_gaps(_gaps_file(_half(node, "posterior"), i)) for i in range(parts))
+    _check_gaps(node, gaps)
+    return Finished(
+        parts,
+        {
+            "traces": len(traces),
+            "engine_gap_mean": gaps.mean,
+            "engine_gap_p99": gaps.percentile(99),
+            "engine_gap_largest": gaps.largest,
+        },
+    )
 
 
-def _score_under(who: str, node: Node, context: Context, scored: list[Scored]) -> None:
-    """Parts `policy-…` / `posterior-…` of sums, made side by side by the data-parallel ranks."""
+def _score_under(who: Who, node: Node, context: Context, traces: ScoredTraces) -> None:
+    """The parts of one half, made side by side by the data-parallel ranks."""
     half = _half(node, who)
     if context.world.from_main(half.done):
         return
@@ -50,72 +61,110 @@ def _score_under(who: str, node: Node, context: Context, scored: list[Scored]) -
         half.open()
     context.world.barrier()
     settings = node.settings.scoring
-    sequences = [row.under_policy if who == "policy" else row.under_sampler for row in scored]
-    parts = count_parts(len(sequences), settings.part_size)
+    parts = count_parts(len(traces), settings.part_size)
     missing = context.world.from_main(half.missing(parts))
     megatron = open_megatron(node.settings, context.world)
     models = megatron.load(model_folder(node.inputs[who]))
     mine = missing[megatron.data_rank :: megatron.data_size]
-    spans = [
-        range(i * settings.part_size, min((i + 1) * settings.part_size, len(sequences)))
-        for i in mine
-    ]
-    with context.talk.bar(
-        f"{title(node)} under the {who}", sum(map(len, spans)), "traces"
-    ) as advance:
-        for index, span in zip(mine, spans, strict=True):
-            sums = score(models, [sequences[i] for i in span], settings.micro_batch_tokens, advance)
-            if megatron.writes:
-                half.write_part(index, pa.table({"sums": pa.array([list(s) for s in sums], SUMS)}))
+    label = f"{title(node)} under the {who}"
+    amount = sum(len(_span(node, traces, index)) for index in mine)
+    with context.talk.bar(label, amount, "traces") as advance:
+        # The ranks of one model stop at the same part, or they would wait for each other: all meet
+        # after each, also who has no part in the last round.
+        for turn in range(-(-len(missing) // megatron.data_size)):
+            for index in mine[turn : turn + 1]:
+                span = _span(node, traces, index)
+                scored = score(
+                    models,
+                    [traces.sequence(row, who) for row in span],
+                    settings.micro_batch_tokens,
+                    advance,
+                    entropy=settings.per_token,
+                    share_prompts=shares_prompts(node.settings.model.spec, megatron.layout),
+                )
+                if megatron.writes:
+                    _write_half(half, index, scored, node, traces, span)
+            context.meet(f"a part of {label}")
     context.world.barrier()
     if context.world.is_main:
         half.finish(parts)
 
 
-def _half(node: Node, who: str) -> StageFolder:
+def _span(node: Node, traces: ScoredTraces, index: int) -> range:
+    """The traces of part `index`."""
+    size = node.settings.scoring.part_size
+    return range(index * size, min((index + 1) * size, len(traces)))
+
+
+def _write_half(
+    half: StageFolder,
+    index: int,
+    scored: Sequence[Scored],
+    node: Node,
+    traces: ScoredTraces,
+    span: range,
+) -> None:
+    per_token = node.settings.scoring.per_token
+    gaps = [Gaps.of([], [])] * len(scored)
+    if half.path.name == "posterior":
+        gaps = [
+            Gaps.of(found.log_probs, traces.values("token_log_probs", row))
+            for row, found in zip(span, scored, strict=True)
+        ]
+        # Before the part: where the part is, its gaps are too.
+        content = json.dumps(Gaps.joined(gaps).to_json())
+        write_durably(_gaps_file(half, index), content + "\n")
+    rows = [
+        {
+            "sums": list(found.sums),
+            "engine_gap": gap.mean,
+            "token_log_probs": found.log_probs if per_token else None,
+            "token_entropies": found.entropies if per_token else None,
+        }
+        for found, gap in zip(scored, gaps, strict=True)
+    ]
+    half.write_part(index, pa.Table.from_pylist(rows, LOG_PROBS))
+
+
+def _half(node: Node, who: Who) -> StageFolder:
     return StageFolder(node.path / who, node.folder.fingerprint)
 
 
-def _scored(node: Node, context: Context, prompts: PromptFormat) -> list[Scored]:
-    by_id = {problem.id: problem for problem in context.problems(node)}
-    columns = ["trace_id", "problem_id", "prompt_ids", "trace_ids", "complete"]
-    traces = node.inputs["traces"].folder.read(TRACES, columns)
-    faults = usable(traces, node.settings.traces.drop_longer_than)
-    rows = []
-    for row, fault in zip(traces.to_pylist(), faults, strict=True):
-        if fault:
-            continue
-        problem = by_id[row["problem_id"]]
-        start = prompts.policy_prompt(problem.question)
-        trace, answer = row["trace_ids"], prompts.reference_answer_ids(problem)
-        first, middle = len(start), len(start) + len(trace)
-        policy = Sequenced(
-            token_ids=(*start, *trace, *answer),
-            spans=((first, middle), (middle, middle + len(answer))),
-        )
-        seen = row["prompt_ids"]
-        sampler = Sequenced((*seen, *trace), ((len(seen), len(seen) + len(trace)),))
-        rows.append(Scored(row["trace_id"], policy, sampler))
-    return rows
+def _gaps_file(half: StageFolder, index: int) -> Path:
+    return half.path / f"gaps-{index:05d}.json"
 
 
-def _joined(node: Node, scored: list[Scored], index: int) -> pa.Table:
-    schema = pa.schema({"sums": SUMS})
-    policy = _half(node, "policy").read_part(index, schema).column("sums").to_pylist()
-    sampler = _half(node, "posterior").read_part(index, schema).column("sums").to_pylist()
-    first = index * node.settings.scoring.part_size
+def _read_gaps(file: Path) -> Gaps:
+    return Gaps.from_json(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _joined(node: Node, traces: ScoredTraces, index: int) -> pa.Table:
+    schema = pa.schema([LOG_PROBS.field("sums"), LOG_PROBS.field("engine_gap")])
+    halves = [_half(node, who).read_part(index, schema).to_pylist() for who in HALVES]
     rows = []
-    for offset, (under_policy, under_sampler) in enumerate(zip(policy, sampler, strict=True)):
-        row = scored[first + offset]
-        (begin, end), (_, last) = row.under_policy.spans
+    for row, policy, sampler in zip(_span(node, traces, index), *halves, strict=True):
+        trace_length, answer_length = traces.lengths(row)
         rows.append(
             {
-                "trace_id": row.trace_id,
-                "trace_length": end - begin,
-                "policy_log_prob": under_policy[0],
-                "sampler_log_prob": under_sampler[0],
-                "answer_length": last - end,
-                "answer_log_prob": under_policy[1],
+                "trace_id": traces.table.column("trace_id")[row].as_py(),
+                "trace_length": trace_length,
+                "policy_log_prob": policy["sums"][0],
+                "sampler_log_prob": sampler["sums"][0],
+                "answer_length": answer_length,
+                "answer_log_prob": policy["sums"][1],
+                "engine_gap": sampler["engine_gap"],
             }
         )
     return pa.Table.from_pylist(rows, SCORES)
+
+
+def _check_gaps(node: Node, gaps: Gaps) -> None:
+    limit = node.settings.scoring.largest_engine_gap
+    if limit is None or gaps.mean <= limit:
+        return
+    raise StageError(
+        f"{title(node)}: the log-probs of the engine that sampled the traces are {gaps.mean:.3g} "
+        f"nats per token from the trainer's on average (99th percentile {gaps.percentile(99):.3g}),"
+        f" more than scoring.largest_engine_gap={limit}: they do not run the same model. Look at "
+        "the engine's weights, tokenizer, rotary base and precision, or raise the limit"
+    )

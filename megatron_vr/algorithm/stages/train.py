@@ -49,14 +49,21 @@ def run(node: Node, context: Context) -> Finished:
         layout=layout_of(node.settings),
         seed=seed_for(node.settings.run.seed, node.stage),
         name=title(node),
+        overlap=node.settings.parallel.overlap,
         tensorboard=node.settings.report.tensorboard,
         wandb_project=node.settings.report.wandb_project,
     )
     with context.talk.bar(title(node), job.plan().steps, "steps") as advance:
-        train(job, lambda metrics: advance(1))
+        train(job, lambda metrics: advance(1), lambda: context.interrupt.requested)
     origins = Counter(examples.column("origin").to_pylist())
     return Finished(
-        1, {"examples": examples.num_rows, "origins": dict(origins), **_counts(node, examples)}
+        1,
+        {
+            "examples": examples.num_rows,
+            "too_long": job.plan().dropped,
+            "origins": dict(origins),
+            **_counts(node, examples),
+        },
     )
 
 

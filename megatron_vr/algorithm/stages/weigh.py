@@ -84,7 +84,8 @@ def _evidence(node: Node) -> dict[str, Evidence]:
         answers = node.inputs["answers"].folder.read(ANSWERS, ["trace_id", "accepted"])
         for row in answers.to_pylist():
             accuracy.setdefault(row["trace_id"], []).append(row["accepted"])
-    scores = node.inputs["scores"].folder.read(SCORES).to_pylist()
+    columns = [name for name in SCORES.names if name != "engine_gap"]
+    scores = node.inputs["scores"].folder.read(SCORES, columns).to_pylist()
     return {
         row.pop("trace_id"): Evidence(accuracy=fmean(accuracy.get(trace_id, [False])), **row)
         for row in scores

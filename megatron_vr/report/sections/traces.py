@@ -117,10 +117,13 @@ def _questions(run: RunFolder, t: int) -> list[Block]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """|engine − trainer| of Σ log q(z), nats per trace: [traces], and the same per token."""
+    """|engine − trainer| in nats: of each trace's Σ log q(z) [traces], and over all tokens their
+    `token_mean`, 99th percentile and largest."""
 
     per_trace: Floats
-    per_token: Floats
+    token_mean: float
+    token_p99: float
+    token_largest: float
 
 
 def read_agreement(run: RunFolder, sampler: Sampled) -> Agreement | None:
@@ -132,9 +135,12 @@ def read_agreement(run: RunFolder, sampler: Sampled) -> Agreement | None:
         row["trace_id"]: row["engine_log_prob"]
         for row in sampler.stage.rows(TRACES, ["trace_id", "engine_log_prob"])
     }
-    rows = list(scores.rows(SCORES, ["trace_id", "trace_length", "sampler_log_prob"]))
+    rows = list(scores.rows(SCORES, ["trace_id", "sampler_log_prob"]))
     gaps = np.array([abs(engine[row["trace_id"]] - row["sampler_log_prob"]) for row in rows])
-    return Agreement(gaps, gaps / np.array([row["trace_length"] for row in rows]))
+    told = scores.summary()
+    return Agreement(
+        gaps, told["engine_gap_mean"], told["engine_gap_p99"], told["engine_gap_largest"]
+    )
 
 
 def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
@@ -144,13 +150,12 @@ def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
         found = None if sampler.of_policy else read_agreement(run, sampler)
         if found is None or not found.per_trace.size:
             continue
-        cells = [
-            Cell(f"{value:.2g}")
-            for values in (found.per_trace, found.per_token)
-            for value in (values.mean(), np.percentile(values, 99), values.max())
-        ]
+        gaps = found.per_trace
+        per_trace = (gaps.mean(), np.percentile(gaps, 99), gaps.max())
+        per_token = (found.token_mean, found.token_p99, found.token_largest)
+        cells = [Cell(f"{value:.2g}") for value in (*per_trace, *per_token)]
         lines.append(Line(sampler.name, cells, sampler.colour))
-        if found.per_token.mean() > ROUNDING:
+        if found.token_mean > ROUNDING:
             apart.append(sampler.name)
     if not lines:
         told = "The traces are not scored yet: engine and trainer are not compared."
@@ -158,8 +163,9 @@ def _agreement(run: RunFolder, known: Sequence[Sampled]) -> list[Block]:
     columns = ["mean", "99th percentile", "largest"]
     heads = [("nats per trace", columns), ("nats per token", columns)]
     caption = (
-        "Σ log q(z) as the sampling engine saw it against the trainer's own pass, absolute "
-        "difference. More than rounding means that the two do not run the same model."
+        "log q of the traces as the sampling engine saw it against the trainer's own pass, "
+        "absolute difference of each trace's sum and of each token. More than rounding means that "
+        "the two do not run the same model."
     )
     blocks: list[Block] = [Table(heads, lines, caption, "sampler")]
     if apart:
