@@ -96,10 +96,11 @@ def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
 class Gather:
     """One padded batch of n segments.
 
-    `queries` [n, longest] and `keys` [n, most keys] are places, `real` [n, longest] bool tells
-    queries from padding. `seen` [n, 1, longest, most keys] bool is the mask, None where every
-    segment's keys are its own tokens (a plain causal mask). Padding repeats a segment's last place:
-    no real query sees a later key, so what stands there has no effect.
+    `queries` [n, longest] and `keys` [n, most keys] are places, `real` [number of queries] where
+    in the flattened batch the queries are that are no padding. `seen` [n, 1, longest, most keys]
+    bool is the mask, None where every segment's keys are its own tokens (a plain causal mask).
+    Padding repeats a segment's last place: no real query sees a later key, so what stands there
+    has no effect.
     """
 
     queries: torch.Tensor
@@ -111,10 +112,10 @@ class Gather:
 @dataclass(frozen=True)
 class PackPlan:
     """The batches of one pack, and `order` [places]: where each place is found in the real
-    queries of all batches, concatenated."""
+    queries of all batches, concatenated; None where the one batch is the pack as it stands."""
 
     batches: tuple[Gather, ...]
-    order: torch.Tensor
+    order: torch.Tensor | None
 
 
 @lru_cache(maxsize=16)
@@ -129,9 +130,17 @@ def plan_pack(segments: tuple[Segment, ...], device: torch.device) -> PackPlan:
         for alike in _groups(rest, lambda s: s.count)
         for group in _groups(alike, lambda s: s.key_count)
     ]
-    found = [batch.queries[batch.real] for batch in batches]
+    found = [batch.queries.flatten()[batch.real] for batch in batches]
     places = torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=device)
-    return PackPlan(tuple(batches), torch.argsort(places))
+    return PackPlan(tuple(batches), None if _as_it_stands(batches) else torch.argsort(places))
+
+
+def _as_it_stands(batches: Sequence[Gather]) -> bool:
+    """Whether there is one batch, of whole sequences of one length, one after the other."""
+    if len(batches) != 1 or batches[0].seen is not None:
+        return False
+    places = batches[0].queries.flatten()
+    return len(batches[0].real) == len(places) and bool((places[1:] > places[:-1]).all())
 
 
 def _groups(segments: Sequence[Segment], length: Callable[[Segment], int]) -> list[list[Segment]]:
@@ -144,7 +153,8 @@ def _gather(segments: Sequence[Segment], device: torch.device, *, causal: bool) 
     keys = [np.concatenate([np.arange(*span) for span in s.keys]) for s in segments]
     counts, key_counts = _lengths(queries, device), _lengths(keys, device)
     query = torch.arange(int(counts.max()), device=device)
-    padded = Gather(_padded(queries, device), _padded(keys, device), query < counts[:, None], None)
+    real = (query < counts[:, None]).flatten().nonzero()[:, 0]
+    padded = Gather(_padded(queries, device), _padded(keys, device), real, None)
     if causal:
         return padded
     # Query i of n stands at place (keys − n + i) of its own keys.

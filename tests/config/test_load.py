@@ -111,7 +111,11 @@ def test_yaml_never_makes_objects(tmp_path: Path) -> None:
     [
         (["parallel.tensor=2"], 3, "does not divide the 3 processes"),
         (["parallel.sequence=true"], 1, "needs parallel.tensor > 1"),
-        (["parallel.context=2"], 2, "which model.spec: plain does not have"),
+        (
+            ["parallel.context=2", "train.micro_batch_tokens=4098"],
+            2,
+            "train.micro_batch_tokens is 4098, which is not a multiple of 4",
+        ),
         (["evaluation.problems=validation", "problems.validation=[]"], 1, "has no source"),
         (["traces.sampler=policy", "weights.estimator=gml"], 1, "rollouts' own verdicts"),
         (["policy.start=last"], 1, "nothing comes before"),

@@ -39,5 +39,11 @@ def test_a_plan_puts_every_token_back_where_it_was() -> None:
     plan = plan_pack(whole_sequences((0, 50, 50, 53, 55, 56)), torch.device("cpu"))
     tokens = torch.arange(56)
     assert len(plan.batches) > 1
-    gathered = torch.cat([tokens[batch.queries][batch.real] for batch in plan.batches])
+    gathered = torch.cat([tokens[batch.queries].flatten()[batch.real] for batch in plan.batches])
+    assert plan.order is not None
     assert gathered[plan.order].equal(tokens)
+
+
+def test_sequences_of_equal_length_need_no_gathering() -> None:
+    assert plan_pack(whole_sequences((0, 5, 10)), torch.device("cpu")).order is None
+    assert plan_pack(whole_sequences((0, 5, 9)), torch.device("cpu")).order is not None
