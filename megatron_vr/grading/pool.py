@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -39,20 +39,23 @@ def judge_in_workers(
 ) -> list[Verdict]:
     """The verdict of each job, in order. A job that hangs or kills its worker costs only itself.
 
-    Raises VRError when workers cannot start, and whatever error of this package a verifier raises.
+    A job whose worker dies is given to another once: workers also die of signals that a scheduler
+    sends to every process of a run that it asks to stop. Raises VRError when workers cannot start, and whatever error of this package a verifier raises.
     """
     verdicts: dict[int, Verdict] = {}
+    crashed: set[int] = set()
     while len(verdicts) < len(jobs):
         pending = {i: job for i, job in enumerate(jobs) if i not in verdicts}
         # A second round is rare: the pool gives up when a worker dies before it is seen to begin.
-        found = _round(pending, workers, deadline_seconds, progress)
-        if not found:
+        found, died = _round(pending, workers, deadline_seconds, progress, crashed)
+        if not found and not died:
             raise VRError(
                 f"grading workers die before they judge any of {len(pending)} answers; verifiers: "
                 f"{', '.join(sorted({job.path for job in jobs}))}. A script that grades must keep "
                 'its work under `if __name__ == "__main__":`'
             )
         verdicts.update(found)
+        crashed |= died
     return [verdicts[i] for i in range(len(jobs))]
 
 
@@ -61,8 +64,10 @@ def _round(
     workers: int,
     deadline_seconds: float,
     progress: Callable[[int], None],
-) -> dict[int, Verdict]:
-    """The verdicts that one pool gives before it ends or breaks."""
+    crashed: Set[int],
+) -> tuple[dict[int, Verdict], set[int]]:
+    """The verdicts that one pool gives before it ends or breaks, and the jobs whose worker died
+    that are not among the `crashed` ones."""
     paths = sorted({job.path for job in jobs.values()})
     # "spawn": a fork of a process with a model, threads and a GPU would not be safe.
     pool = ProcessPool(
@@ -72,19 +77,22 @@ def _round(
         context=multiprocessing.get_context("spawn"),
     )
     verdicts: dict[int, Verdict] = {}
+    died: set[int] = set()
     try:
         futures = {i: _schedule(pool, job, deadline_seconds) for i, job in jobs.items()}
         for i, future in futures.items():
             while pool.active and not future.done():
                 wait([future], timeout=LOOK_EVERY_SECONDS)
             verdict = _verdict(future, deadline_seconds) if future.done() else None
-            if verdict is not None:
+            if verdict is not None and verdict.reason == CRASHED and i not in crashed:
+                died.add(i)
+            elif verdict is not None:
                 verdicts[i] = verdict
                 progress(1)
     finally:
         pool.stop()
         pool.join()
-    return verdicts
+    return verdicts, died
 
 
 def _schedule(pool: ProcessPool, job: Job, deadline_seconds: float) -> Future[Verdict]:

@@ -11,7 +11,7 @@ from megatron_vr.errors import DataError, SettingsError, VRError
 from megatron_vr.grading.grade import GradeItem, grade
 
 VERIFIERS = """
-    import ctypes, os, time
+    import ctypes, os, pathlib, signal, time
     from megatron_vr.errors import DataError
 
     def judge(parameters, expected, answer):
@@ -19,6 +19,13 @@ VERIFIERS = """
             time.sleep(600)
         if answer == "hold":  # a sleep in C that no Python signal handler interrupts
             ctypes.PyDLL(None).sleep(600)
+        if answer == "stopped":  # by a signal from outside, once
+            seen = pathlib.Path(__file__).with_suffix(".seen")
+            if not seen.exists():
+                seen.touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(600)
+            return True
         if answer == "exit":
             os._exit(3)
         if answer == "segfault":
@@ -73,6 +80,11 @@ def test_a_stuck_or_dying_verifier_costs_only_its_own_answer(own: str) -> None:
     assert [(v.accepted, v.reason) for v in verdicts] == [expected[a] for a in answers]
     assert sum(counts) == len(answers)
     assert verdicts[answers.index("sleep")].seconds == 3.0
+
+
+def test_a_worker_that_a_signal_ended_costs_no_answer_its_verdict(own: str) -> None:
+    verdicts = grade(_items(own, ["stopped", "4"]), 1, deadline_seconds=10.0)
+    assert [v.reason for v in verdicts] == ["accepted", "accepted"]
 
 
 def test_a_verifier_that_cannot_be_interrupted_is_killed(own: str) -> None:
