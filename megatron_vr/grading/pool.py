@@ -40,7 +40,8 @@ def judge_in_workers(
     """The verdict of each job, in order. A job that hangs or kills its worker costs only itself.
 
     A job whose worker dies is given to another once: workers also die of signals that a scheduler
-    sends to every process of a run that it asks to stop. Raises VRError when workers cannot start, and whatever error of this package a verifier raises.
+    sends to every process of a run that it asks to stop. Raises VRError when workers cannot start,
+    and whatever error of this package a verifier raises.
     """
     verdicts: dict[int, Verdict] = {}
     crashed: set[int] = set()

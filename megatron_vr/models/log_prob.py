@@ -137,8 +137,9 @@ class ChunkedLogProb(torch.autograd.Function):
             powers, total, largest = shard.exponentials(logits)
             normaliser[part] = largest + total.log()
             if gradients is not None and derivative is not None:
-                gradient = shard.gradient(powers, total, labels[part], derivative[part])
-                gradients.add(part, gradient)
+                gradients.add(part, shard.gradient(powers, total, labels[part], derivative[part]))
+            # Or this chunk's memory lives on while the next one is made.
+            del logits, powers
         target.masked_fill_(shard.unknown(labels), float("nan"))
         # The parameter itself, not a saved copy, carries DDP's marks.
         ctx.weight, ctx.shard, ctx.chunk, ctx.gradients = weight, shard, chunk, gradients
@@ -157,10 +158,11 @@ class ChunkedLogProb(torch.autograd.Function):
         hidden, labels, normaliser = ctx.saved_tensors
         gradients = _Gradients.of(hidden, ctx.weight, ctx.needs_input_grad[:2])
         for part in _parts(len(labels), ctx.chunk):
-            logits = ctx.shard.logits(hidden[part], ctx.weight)
-            probabilities = logits.sub_(normaliser[part, None]).exp_()
+            probabilities = ctx.shard.logits(hidden[part], ctx.weight)
+            probabilities.sub_(normaliser[part, None]).exp_()
             one = torch.ones_like(normaliser[part])
             gradients.add(part, ctx.shard.gradient(probabilities, one, labels[part], grad[part]))
+            del probabilities
         return (*gradients.returned(), None, None, None, None)
 
 

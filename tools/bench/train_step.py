@@ -155,9 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name), SHAPE)
         equal = rows(EQUAL)
-        ours, theirs = ratio(
-            Ours(folder, equal, 1024), Theirs(folder, equal, 4), options.rounds
-        )
+        ours, theirs = ratio(Ours(folder, equal, 1024), Theirs(folder, equal, 4), options.rounds)
         detail = f"{ours:.2f} s against {theirs:.2f} s"
         results.append(Result("step time, equal lengths", ours / theirs, "≤ 1.05", detail))
         lengths = log_normal(24, mean=120, longest=640)
