@@ -103,6 +103,9 @@ class _Training:
         self.plan = job.plan()
         self.checkpoints = checkpoints
         self.asked = asked
+        if torch.cuda.is_available():
+            # The peak that is told is this training's, not the sampler's before it.
+            torch.cuda.reset_peak_memory_stats()
         architecture = read_architecture(job.start_model)
         models = build_model(
             architecture,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -37,9 +38,9 @@ def wait_until(happened: object, seconds: float, told: str) -> None:
         time.sleep(0.1)
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(folder: Path, *overrides: str, verb: str = "run") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder, *overrides),
+        command(folder, *overrides, verb=verb),
         env=environment(),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -136,6 +137,38 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     assert code == 1
     assert f"megatron-vr: rank 1 (pid {victim.pid}) was killed by SIGKILL;" in errors, errors
     assert not processes_of(folder)
+
+
+@pytest.mark.timeout(900)
+def test_a_training_survives_a_signal_and_a_rank_killed_while_it_saves(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    overrides = ("--iteration=0", "parallel.processes=2", "policy.steps=200", "policy.save_every=1")
+    sft = folder / "iteration-0" / "sft"
+
+    launcher = start(folder, *overrides, verb="sft")
+    wait_for(sft, "metrics.jsonl", launcher)
+    launcher.send_signal(signal.SIGUSR1)
+    code, errors = ended(launcher)
+    assert code == 75, errors
+    (saved,) = (sft / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert f"saved after step {step} of 200" in errors, errors
+
+    launcher = start(folder, *overrides, verb="sft")
+    wait_for(sft / "checkpoints", f"step-{step + 2:06d}*", launcher)
+    wait_for(sft / "checkpoints", "step-*.tmp", launcher)
+    ranks = psutil.Process(launcher.pid).children()
+    next(rank for rank in ranks if rank.environ().get("RANK") == "1").send_signal(signal.SIGKILL)
+    code, errors = ended(launcher)
+    assert code == 1
+    assert "rank 1" in errors and "SIGKILL" in errors, errors
+
+    finished = run(folder, *overrides, verb="sft")
+    assert finished.returncode == 0, finished.stderr
+    lines = (sft / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == list(range(10, 201, 10)), f"each tenth step once: {steps}"
+    assert [path.name for path in (sft / "checkpoints").iterdir()] == ["step-000200"]
 
 
 @pytest.mark.timeout(600)

@@ -192,6 +192,30 @@ def moved(folder: Path, start: Path) -> list[float]:
     return [line["loss"] for line in metrics(folder)]
 
 
+# Split in every way that four processes allow, one after the other.
+MOVES = (
+    Layout(tensor=2, pipeline=2, sequence_parallel=True),
+    Layout(context=2),
+    Layout(pipeline=2, virtual_pipeline=2),
+    Layout(tensor=2, context=2),
+)
+
+
+def moved_often(folder: Path, start: Path) -> tuple[list[float], list[float]]:
+    """Losses of a training of 8 steps, and of one that changes its layout after every second."""
+    changes: dict[str, Any] = {"steps": 8, "save_every": 1}
+    whole = job(start, folder / "whole", **changes)
+    with_layout(whole.layout, train, whole)
+    for turn, layout in enumerate(MOVES):
+        made = job(start, folder / "moved", layout, **changes)
+        with contextlib.suppress(Stop):
+            # Stopped in the step after, before it is saved.
+            with_layout(layout, train, made, stop_after(2 * turn + 3))
+        dist.barrier()
+    losses = [[line["loss"] for line in metrics(folder / name)] for name in ("whole", "moved")]
+    return losses[0], losses[1]
+
+
 def scores(layout: Layout, start: Path, counts: list[int]) -> dict[int, list[Any]]:
     """By token budget, the scores of this replica's `counts[data-parallel rank]` sequences."""
     from megatron.core import parallel_state
@@ -419,7 +443,11 @@ def four_ranks(rank: int, folder: str) -> dict[str, Any]:
     start = root / "qwen3-untied"
     cases = {case.name: with_layout(case.layout, compared, case, root) for case in FOUR_RANKS}
     layout = Layout(tensor=2, context=2)
-    return {"cases": cases, "scores": with_layout(layout, scores, layout, start, [7])}
+    return {
+        "cases": cases,
+        "scores": with_layout(layout, scores, layout, start, [7]),
+        "moved": moved_often(root / "moves", start),
+    }
 
 
 def killed_while_saving(rank: int, folder: str, start: str) -> None:

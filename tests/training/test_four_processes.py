@@ -32,3 +32,9 @@ def test_a_product_of_splits_does_not_change_what_is_trained(
 def test_scores_are_the_hugging_face_log_probs_on_every_rank(measured: Measured) -> None:
     for found in measured[1]:
         check_scores(found["scores"], count=7, seed=0)
+
+
+def test_a_training_continues_through_every_layout(measured: Measured) -> None:
+    whole, moved = measured[1][0]["moved"]
+    assert len(whole) == 8
+    assert moved == pytest.approx(whole, rel=1e-5)
