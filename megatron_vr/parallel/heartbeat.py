@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_vr.errors import Requeue, StageError, VRError
 from megatron_vr.parallel.members import gather_members, is_gone
@@ -26,6 +27,7 @@ from megatron_vr.parallel.world import World
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+LOOPBACK = "127.0.0.1"
 LONGEST_INTERVAL_SECONDS = 1.0
 # How long rank 0 keeps the store for the others to read why the run ends.
 LINGER_SECONDS = 10.0
@@ -105,15 +107,19 @@ class Heartbeat:
     def _open_store(self) -> TCPStore:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        address = (os.environ.get("MASTER_ADDR", "127.0.0.1"), 0)
+        host = os.environ.get("MASTER_ADDR", LOOPBACK)
+        options: dict[str, Any] = {"timeout": STORE_TIMEOUT, "wait_for_workers": False}
         store = None
-        if self._world.is_main:
-            store = TCPStore(
-                *address, is_master=True, timeout=STORE_TIMEOUT, wait_for_workers=False
-            )
-            address = (address[0], store.port)
-        address = self._world.from_main(address)
-        return store or TCPStore(*address, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        if self._world.is_main and host == LOOPBACK:
+            # Torch's own listener would be open to the network.
+            listener = socket.create_server((host, 0))
+            port = listener.getsockname()[1]
+            options["master_listen_fd"] = listener.detach()
+            store = TCPStore(host, port, is_master=True, **options)
+        elif self._world.is_main:
+            store = TCPStore(host, 0, is_master=True, **options)
+        port = self._world.from_main(store.port if store is not None else 0)
+        return store or TCPStore(host, port, **options)
 
     def _beat(self) -> None:
         verdict = self._watch()
