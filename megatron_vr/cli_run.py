@@ -47,6 +47,8 @@ def run_seeds(
             own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
             _run_once(config, own, start_over, False, interrupt)
             interrupt.check(f"seed {seed}")
+    if is_launched() and not World.from_environment().is_main:
+        return
     results = spread([read_results(root / f"seed-{seed}") for seed in seeds])
     write_durably(root / RESULTS, json.dumps(results, indent=1) + "\n")
     _tell(results, root, as_json)

@@ -18,8 +18,12 @@ def check_model(settings: Settings, processes: int) -> None:
     A base named by its hub id is checked once it is here, by the `base` stage.
     """
     architecture = architecture_of(settings)
-    if architecture is None:
-        return
+    if architecture is not None:
+        check_architecture(settings, architecture, processes)
+
+
+def check_architecture(settings: Settings, architecture: Architecture, processes: int) -> None:
+    """Raise SettingsError where a base of `architecture` does not fit the settings."""
     check_layout(layout_of(settings), architecture, processes)
     for name in ("rollouts", "traces", "answers", "evaluation"):
         asked = getattr(settings, name).max_new_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import SettingsError
@@ -37,6 +38,7 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
+    yield from _spec_faults(s)
     yield from _context_faults(s)
     yield from _warmup_faults(s)
     yield from _length_faults(s)
@@ -52,6 +54,19 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if p.sequence and p.tensor == 1:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
+
+
+def _spec_faults(s: Settings) -> Iterator[str]:
+    if s.model.spec == "te" and s.model.dtype == "float32":
+        yield (
+            "model.spec is te, whose attention takes no packs in float32; set model.dtype: "
+            "bfloat16, or model.spec: plain"
+        )
+    if s.model.spec == "te" and find_spec("transformer_engine") is None:
+        yield (
+            "model.spec is te, but Transformer Engine is not installed; install the extra "
+            "megatron-vr[gpu], or set model.spec: plain"
+        )
 
 
 def _context_faults(s: Settings) -> Iterator[str]:

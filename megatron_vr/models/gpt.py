@@ -107,6 +107,9 @@ class LogProbModel(GPTModel):
             logits: Tensor = super()._postprocess(hidden_states, *args, labels=None, **kwargs)
             return logits[..., : self.true_vocab_size]
         tied = self.share_embeddings_and_output_weights
+        # DDP waits in them for weights that are still being gathered; the layer is never called.
+        for hook in tuple(self.output_layer._forward_pre_hooks.values()):
+            hook(self.output_layer, ())
         head = Head(
             weight=self.shared_embedding_or_output_weight() if tied else self.output_layer.weight,
             vocab_size=self.true_vocab_size,

@@ -27,7 +27,7 @@ from megatron_vr.parallel.world import World
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK = ("localhost", "127.0.0.1")
 LONGEST_INTERVAL_SECONDS = 1.0
 # How long rank 0 keeps the store for the others to read why the run ends.
 LINGER_SECONDS = 10.0
@@ -107,10 +107,10 @@ class Heartbeat:
     def _open_store(self) -> TCPStore:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        host = os.environ.get("MASTER_ADDR", LOOPBACK)
+        host = os.environ.get("MASTER_ADDR", LOOPBACK[0])
         options: dict[str, Any] = {"timeout": STORE_TIMEOUT, "wait_for_workers": False}
         store = None
-        if self._world.is_main and host == LOOPBACK:
+        if self._world.is_main and host in LOOPBACK:
             # Torch's own listener would be open to the network.
             listener = socket.create_server((host, 0))
             port = listener.getsockname()[1]

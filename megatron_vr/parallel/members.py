@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
 from megatron_vr.parallel.vital import Member
 from megatron_vr.parallel.world import World
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# In /proc/PID/stat, counted from the field after the command's name.
+START_TIME = 19
 
 
 def gather_members(world: World) -> list[Member]:
@@ -19,8 +24,9 @@ def gather_members(world: World) -> list[Member]:
         rank=world.rank,
         pid=os.getpid(),
         host=socket.gethostname(),
-        namespace=os.readlink("/proc/self/ns/pid"),
-        started=psutil.Process().create_time(),
+        # Of two hosts with one name, and of two containers of one host.
+        namespace=BOOT_ID.read_text().strip() + os.readlink("/proc/self/ns/pid"),
+        started=_started(os.getpid()),
     )
     members: list[Member] = [own] * world.size
     dist.all_gather_object(members, own)
@@ -33,7 +39,13 @@ def is_gone(member: Member) -> bool:
     To be asked of members beside this process.
     """
     try:
-        process = psutil.Process(member.pid)
-        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() != member.started
-    except psutil.NoSuchProcess:
+        zombie = psutil.Process(member.pid).status() == psutil.STATUS_ZOMBIE
+        return zombie or _started(member.pid) != member.started
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+
+
+def _started(pid: int) -> int:
+    """Clock ticks from the host's start to the process's; no change of the clock moves them."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[START_TIME])

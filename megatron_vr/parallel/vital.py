@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Member:
-    """A rank's process. `namespace` tells apart the process ids of two containers of one host."""
+    """A rank's process. `namespace` tells apart process ids of two hosts, or containers of one."""
 
     rank: int
     pid: int
     host: str
     namespace: str
-    started: float  # when the process began, in seconds since 1970: process ids are used again
+    started: int  # when the process began, in ticks of its host: process ids are used again
 
     def __str__(self) -> str:
         return f"rank {self.rank} (pid {self.pid} on {self.host})"

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
@@ -62,6 +63,14 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def _thread() -> ThreadPoolExecutor:
+    """A thread that, where there are GPUs, knows this rank's."""
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(1, "checkpoint")
+    device = (torch.cuda.current_device(),)
+    return ThreadPoolExecutor(1, "checkpoint", torch.cuda.set_device, device)
+
+
 def _unfinished(final: Path) -> Path:
     return final.with_name(final.name + ".tmp")
 
@@ -100,7 +109,7 @@ class Checkpoints:
         self.kept = kept
         self.identity = identity
         self._aside = aside
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._thread = _thread()
         self._pending: Future[None] | None = None
 
     @cached_property
@@ -162,16 +171,33 @@ class Checkpoints:
     def close(self) -> None:
         """Let a save that is on its way come to its end, also where the training failed."""
         self._thread.shutdown(wait=True)
+        if "_writer" in self.__dict__:
+            self._writer.close()
 
     def _publish(self, write: Write, step: int) -> None:
-        write()
+        try:
+            write()
+            self._name(step)
+        except (CheckpointException, OSError) as error:
+            raise CheckpointError(
+                f"{self.path(step)} could not be written ({type(error).__name__}: "
+                f"{_first_line(error)}); the checkpoint before it is kept, and the same command "
+                "goes on from there"
+            ) from error
+
+    def _name(self, step: int) -> None:
+        """Give the written checkpoint its name, and let superseded ones go."""
         if dist.get_rank() != 0:
             return
         unfinished = _unfinished(self.path(step))
         _write_manifest(unfinished, step, self.identity)
         publish_folder(unfinished, self.path(step))
         for old in self.kept.superseded([_step(path) for path in _whole(self.folder)]):
-            shutil.rmtree(self.path(old))
+            # Aside first: a kill must not leave half of one under its name. What cannot be
+            # deleted now goes before the next save.
+            discarded = self.folder / f"{self.path(old).name}.old.tmp"
+            self.path(old).rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
 
     def load(self, path: Path, state: TrainingState) -> Progress:
         """Set `state` to what the checked `path` holds; the progress behind it.

@@ -42,7 +42,8 @@ def read_examples(table: pa.Table) -> Examples:
     for name in ("example_id", "token_ids", "target_start", "weight"):
         if table.column(name).null_count:
             raise DataError(f"column {name} of the examples has nulls; every row needs a value")
-    rows = table.column("token_ids").combine_chunks()
+    # Offsets of 64 bits: one column may hold more than 2³¹ tokens.
+    rows = table.column("token_ids").cast(pa.large_list(pa.int32())).combine_chunks()
     offsets = rows.offsets.to_numpy().astype(np.int64)
     tokens = rows.values.to_numpy()[offsets[0] : offsets[-1]]
     offsets = offsets - offsets[0]

@@ -48,11 +48,10 @@ class DeferredSave(TorchDistSaveShardedStrategy):
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> None:
         """Collect this rank's shards; nothing is written yet."""
-        if self._aside:
-            _copy_to_host(sharded_state_dict)
         by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
+        _copy_to_host(by_key, everything=self._aside)
         self._write = partial(
             save_state,
             mcore_to_pyt_state_dict(by_key, False),
@@ -60,6 +59,10 @@ class DeferredSave(TorchDistSaveShardedStrategy):
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
             process_group=self._group,
         )
+
+    def close(self) -> None:
+        """Dissolve the group; nothing is written any more."""
+        dist.destroy_process_group(self._group)
 
     def take(self) -> Write:
         """What every rank must call once; it returns when all ranks' shards are on the disk."""
@@ -75,10 +78,13 @@ def shared_by(strategy: DeferredSave, replicas: dist.ProcessGroup) -> Any:
     return FullyParallelSaveStrategyWrapper(strategy, replicas, do_cache_distribution=True)
 
 
-def _copy_to_host(sharded_state_dict: Any) -> None:
-    """Training changes its tensors in place; what is written later must be of this step."""
-    for value in nested_values(sharded_state_dict):
-        if isinstance(value, ShardedTensor):
+def _copy_to_host(shards: Any, *, everything: bool) -> None:
+    """Training changes its tensors in place; what is written later must be of this step.
+
+    Without `everything` only what is on a GPU: another thread would have to wait for its copies.
+    """
+    for value in nested_values(shards):
+        if isinstance(value, ShardedTensor) and (everything or value.data.is_cuda):
             value.data = value.data.detach().to("cpu", copy=True)
-        elif isinstance(value, ShardedObject):
+        elif isinstance(value, ShardedObject) and everything:
             value.data = copy.deepcopy(value.data)

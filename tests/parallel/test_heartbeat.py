@@ -82,9 +82,9 @@ def test_who_slept_itself_has_not_heard_silence() -> None:
 
 def test_process_ids_are_compared_on_one_host_only() -> None:
     one = Member(0, 10, "a", "pid:[1]", 0.0)
-    assert one.beside(Member(1, 10, "a", "pid:[1]", 0.0))
-    assert not one.beside(Member(1, 10, "b", "pid:[1]", 0.0))
-    assert not one.beside(Member(1, 10, "a", "pid:[2]", 0.0))
+    assert one.beside(Member(1, 10, "a", "pid:[1]", 0))
+    assert not one.beside(Member(1, 10, "b", "pid:[1]", 0))
+    assert not one.beside(Member(1, 10, "a", "pid:[2]", 0))
     assert Verdict(1, "gone").died
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +21,7 @@ import torch.distributed as dist
 
 from megatron_vr.errors import Requeue, StageError, VRError
 from megatron_vr.parallel.layout import Layout
+from megatron_vr.training import update
 from megatron_vr.training.metrics import StepMetrics
 from megatron_vr.training.trainer import train
 from tests.training.jobs import POISONED, differing, job, metrics, scored_sequences
@@ -32,6 +35,7 @@ class Case:
     model: str
     layout: Layout = field(default_factory=Layout)
     changes: dict[str, Any] = field(default_factory=dict)
+    bucket_size: int | None = None
 
 
 ONE_RANK = [
@@ -40,6 +44,7 @@ ONE_RANK = [
     Case("tied embeddings", "qwen2-tied"),
 ]
 BF16: dict[str, Any] = {"dtype": "bfloat16"}
+OVERLAP: dict[str, Any] = {"overlap": True, "micro_batch_tokens": 35}
 TWO_RANKS = [
     Case("dp2", "qwen3-untied"),
     Case("dp2 tied, several packs", "qwen2-tied", changes={"micro_batch_tokens": 35}),
@@ -49,8 +54,10 @@ TWO_RANKS = [
     Case("pp2", "qwen3-untied", Layout(pipeline=2)),
     Case("pp2 tied, several packs", "qwen2-tied", Layout(pipeline=2), {"micro_batch_tokens": 35}),
     Case("pp2 vpp2", "qwen3-untied", Layout(pipeline=2, virtual_pipeline=2)),
-    Case("dp2 overlap", "qwen3-untied", changes={"overlap": True, "micro_batch_tokens": 35}),
-    Case("dp2 overlap tied", "qwen2-tied", changes={"overlap": True}),
+    # Many small buckets, as a large model has many: each waits for its own weights.
+    Case("dp2 overlap", "qwen3-untied", changes=OVERLAP, bucket_size=2000),
+    Case("dp2 overlap tied", "qwen2-tied", changes=OVERLAP, bucket_size=2000),
+    Case("dp2 overlap, one bucket", "qwen3-untied", changes=OVERLAP),
     Case("tp2 sp bf16", "qwen3-untied", Layout(tensor=2, sequence_parallel=True), BF16),
     Case("dp2 bf16 overlap", "qwen2-tied", changes=BF16 | {"overlap": True}),
     Case("cp2", "qwen3-untied", Layout(context=2)),
@@ -81,8 +88,11 @@ FOUR_RANKS = [
         "dp2 pp2 vpp2 overlap, recompute",
         "qwen2-tied",
         Layout(pipeline=2, virtual_pipeline=2),
-        {"overlap": True, "recompute": "selective", "micro_batch_tokens": 35},
+        OVERLAP | {"recompute": "selective"},
+        bucket_size=2000,
     ),
+    Case("dp2 pp2 overlap", "qwen3-untied", Layout(pipeline=2), OVERLAP, bucket_size=2000),
+    Case("dp2 pp2 overlap tied", "qwen2-tied", Layout(pipeline=2), OVERLAP, bucket_size=2000),
     Case("dp4, two ranks without an example", "qwen2-tied", changes={"batch_size": 2}),
 ]
 
@@ -132,10 +142,13 @@ def compared(case: Case, folder: Path) -> dict[str, Any]:
     """Train `case` for three steps: its metrics, and the error of the update relative to the
     reference's, as norms: of each parameter here, and of all of them (`""`)."""
     from megatron.core import dist_checkpointing
+    from megatron.core.distributed import DistributedDataParallelConfig
 
     start = folder / case.model
     made = job(start, folder / "runs" / case.name, case.layout, steps=3, **case.changes)
-    checkpoint = train(made)
+    buckets = partial(DistributedDataParallelConfig, bucket_size=case.bucket_size)
+    with mock.patch.object(update, "DistributedDataParallelConfig", buckets):
+        checkpoint = train(made)
     trained, expected, initial = (
         build(source, case.layout) for source in (start, folder / "references" / case.name, start)
     )
@@ -269,6 +282,7 @@ def _one_rank(folder: Path) -> dict[str, Any]:
         "kept": kept(folder, start),
         "late": written_late(folder, start),
         "asked": asked_to_stop(folder, start),
+        "disk full": disk_full(folder, start),
         "refused": refusals(folder, start),
         "alive": alive(),
     }
@@ -349,6 +363,27 @@ def written_late(folder: Path, start: Path) -> list[str]:
         train(late, on_step)
     name = "checkpoints/step-000002"
     return differing(at_once.folder / name, late.folder / name)
+
+
+def disk_full(folder: Path, start: Path) -> dict[str, Any]:
+    """A training whose second checkpoint finds no room."""
+    from megatron_vr.training.save_strategy import DeferredSave
+
+    made = job(start, folder / "runs" / "disk-full")
+    take, turns = DeferredSave.take, iter([False, True, True])
+
+    def take_or_fail(self: DeferredSave) -> Callable[[], None]:
+        write, fails = take(self), next(turns)
+
+        def no_room() -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return no_room if fails else write
+
+    with mock.patch.object(DeferredSave, "take", take_or_fail):
+        said = _refusal(made)
+    left = sorted(path.name for path in (made.folder / "checkpoints").glob("step-??????"))
+    return {"said": said, "left": left}
 
 
 def asked_to_stop(folder: Path, start: Path) -> dict[str, Any]:

@@ -137,6 +137,16 @@ def test_a_checkpoint_written_late_holds_the_state_of_its_step(measured: Measure
     assert not measured.found["late"], f"differ: {measured.found['late'][:3]}"
 
 
+def test_a_checkpoint_that_cannot_be_written_is_named_and_the_one_before_kept(
+    measured: Measured,
+) -> None:
+    found = measured.found["disk full"]
+    assert re.match(
+        "CheckpointError: .*step-000004 could not be written .*No space left", found["said"]
+    ), found["said"]
+    assert found["left"] == ["step-000002"]
+
+
 def test_a_training_asked_to_stop_saves_the_step_it_is_in_and_goes_on(measured: Measured) -> None:
     check_stopped(measured.found["asked"])
 

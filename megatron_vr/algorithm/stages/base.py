@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_vr.algorithm.check_model import check_architecture
 from megatron_vr.algorithm.context import Context, model_folder
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
@@ -20,6 +21,7 @@ def run(node: Node, context: Context) -> Finished:
             _download(settings.path, node.path / "model")
         context.world.barrier()
         architecture = read_architecture(model_folder(node))
+        check_architecture(node.settings, architecture, context.world.size)
         return Finished(summary={"path": settings.path, "family": architecture.family})
     if context.world.is_main and not (node.path / "model").exists():
         _make_random(node)

@@ -22,7 +22,9 @@ from megatron_vr.traces.store import StageFolder, count_parts
 from megatron_vr.traces.tables import LOG_PROBS, SCORES
 from megatron_vr.training.scoring import Scored, score
 
-HALVES: tuple[Who, ...] = ("policy", "posterior")
+# The half that is compared with the engine comes first: a wrong model shows before the other is
+# scored.
+HALVES: tuple[Who, ...] = ("posterior", "policy")
 
 
 def run(node: Node, context: Context) -> Finished:
@@ -32,15 +34,16 @@ def run(node: Node, context: Context) -> Finished:
     """
     prompts = context.format(node, model_folder(node.inputs["policy"]))
     traces = ScoredTraces.read(node, context, prompts)
+    parts = count_parts(len(traces), node.settings.scoring.part_size)
     for who in HALVES:
         _score_under(who, node, context, traces)
-    parts = count_parts(len(traces), node.settings.scoring.part_size)
+        if who == "posterior" and context.world.is_main:
+            _check_gaps(node, _gaps(node, parts))
     if not context.world.is_main:
         return Finished(parts)
     for index in node.folder.missing(parts):
         node.folder.write_part(index, _joined(node, traces, index))
-    gaps = Gaps.joined(_read_gaps(_gaps_file(_half(node, "posterior"), i)) for i in range(parts))
-    _check_gaps(node, gaps)
+    gaps = _gaps(node, parts)
     return Finished(
         parts,
         {
@@ -134,15 +137,17 @@ def _gaps_file(half: StageFolder, index: int) -> Path:
     return half.path / f"gaps-{index:05d}.json"
 
 
-def _read_gaps(file: Path) -> Gaps:
-    return Gaps.from_json(json.loads(file.read_text(encoding="utf-8")))
+def _gaps(node: Node, parts: int) -> Gaps:
+    """Of all parts of the posterior's half."""
+    files = [_gaps_file(_half(node, "posterior"), index) for index in range(parts)]
+    return Gaps.joined(Gaps.from_json(json.loads(file.read_text())) for file in files)
 
 
 def _joined(node: Node, traces: ScoredTraces, index: int) -> pa.Table:
     schema = pa.schema([LOG_PROBS.field("sums"), LOG_PROBS.field("engine_gap")])
     halves = [_half(node, who).read_part(index, schema).to_pylist() for who in HALVES]
     rows = []
-    for row, policy, sampler in zip(_span(node, traces, index), *halves, strict=True):
+    for row, sampler, policy in zip(_span(node, traces, index), *halves, strict=True):
         trace_length, answer_length = traces.lengths(row)
         rows.append(
             {

@@ -49,7 +49,7 @@ class ScoredTraces:
             for problem in context.problems(node)
         }
         kept = table.filter(pa.array([not fault for fault in faults], pa.bool_()))
-        return ScoredTraces(kept.combine_chunks(), asked)
+        return ScoredTraces(kept, asked)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
