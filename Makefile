@@ -1,4 +1,4 @@
-# make demo       the whole algorithm on this machine's CPU, about ten minutes, ends with a page of plots
+# make demo       the whole algorithm on this machine's CPU, under ten minutes, ends with a page of plots
 # make test       the tests
 # make ablation   the demo with more rows and three seeds (about an hour on two cores)
 # make install    the virtual environment alone
