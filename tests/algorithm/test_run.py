@@ -16,6 +16,7 @@ from tests.algorithm.tiny_run import run
 
 ITERATIONS = [
     "run.iterations=2",
+    "scoring.per_token=true",
     "parallel.processes=2",
     "posterior.data=both",
     "posterior.train.start=last",
@@ -50,6 +51,17 @@ def test_every_row_of_the_table_has_every_number(folder: Path) -> None:
     assert list(results["rows"]) == ["start", "rft", "variational-gml", "variational"]
     for row in results["rows"].values():
         assert set(row) >= {"accuracy", "greedy", "pass@8", "bands"}
+
+
+@pytest.mark.parametrize("who", ["policy", "posterior"])
+def test_log_probs_and_entropies_of_every_token_are_kept_when_asked(folder: Path, who: str) -> None:
+    scores = rows(folder, "iteration-1/score")
+    for score, found in zip(scores, rows(folder, f"iteration-1/score/{who}"), strict=True):
+        answer = score["answer_length"] if who == "policy" else 0
+        assert len(found["token_log_probs"]) == score["trace_length"] + answer
+        assert len(found["token_entropies"]) == len(found["token_log_probs"])
+        assert sum(found["token_log_probs"]) == pytest.approx(sum(found["sums"]), abs=1e-4)
+        assert min(found["token_entropies"]) >= -1e-6
 
 
 def test_an_engine_too_far_from_the_trainer_stops_the_run(folder: Path, tmp_path: Path) -> None:

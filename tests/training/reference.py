@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.models.reference import label_log_probs, tiny_model
+from tests.training.cases import Case
 from tests.training.jobs import OPTIMIZER, WEIGHTS, job, rows, scored_sequences
-from tests.training.ranks import Case
 
 STEPS = 3
 

@@ -133,6 +133,15 @@ def test_an_example_that_does_not_fit_a_micro_batch_is_named() -> None:
         plan(micro_batch_tokens=11)
 
 
+def test_examples_that_do_not_fit_are_dropped_and_counted_when_asked() -> None:
+    made = plan(micro_batch_tokens=9, too_long="drop")  # lengths 7, 13, 9, 6 and 12
+    assert made.dropped == 1, "an example of weight 0 is not missed"
+    assert {draw.example for draw in stream(made)} == {0, 2, 3}
+    assert made.normaliser == pytest.approx(2 * (0.5 * 3 + 2.0 * 5 + 1.0 * 2) / 3)
+    with pytest.raises(DataError, match=r"all 4 examples are longer .* has 12 tokens"):
+        plan(micro_batch_tokens=5, too_long="drop")
+
+
 def test_an_example_without_a_target_is_named_unless_its_weight_is_zero() -> None:
     chosen = TrainSettings(steps=1)
     with pytest.raises(DataError, match=r"row 1 .* no target"):

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.parallel.launch import run_ranks
-from tests.training.ranks import FOUR_RANKS, Case, four_ranks
+from tests.training.cases import FOUR_RANKS, Case
+from tests.training.ranks import four_ranks
 from tests.training.reference import Reference, check_scores, check_training, reference_trainings
 
 Measured = tuple[dict[str, Reference], list[dict[str, Any]]]

@@ -14,8 +14,10 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from tests.parallel.launch import run_ranks
+from tests.training.cases import ONE_RANK, Case
+from tests.training.incidents import killed_while_saving
 from tests.training.jobs import POISONED, rows
-from tests.training.ranks import ONE_RANK, Case, killed_while_saving, one_rank
+from tests.training.ranks import one_rank
 from tests.training.reference import (
     Reference,
     check_resumption,

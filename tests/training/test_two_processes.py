@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.parallel.launch import run_ranks
-from tests.training.ranks import TWO_RANKS, Case, two_ranks
+from tests.training.cases import TWO_RANKS, Case
+from tests.training.ranks import two_ranks
 from tests.training.reference import (
     Reference,
     check_resumption,
