@@ -70,3 +70,23 @@ def form_groups() -> None:
 
     join_world(timeout_minutes=10)
     initialise(Layout(), 1, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(folder: Path) -> list[Any]:
+    """The Hugging Face model in `folder` as Megatron's, in float32, on this process alone."""
+    from megatron_vr.convert.load import load_hf
+    from megatron_vr.models.architecture import read_architecture
+    from megatron_vr.models.gpt import build_model
+    from megatron_vr.parallel.layout import Layout
+
+    architecture = read_architecture(folder)
+    models = build_model(
+        architecture,
+        Layout(),
+        spec="plain",
+        dtype="float32",
+        recompute="none",
+        log_prob_chunk="auto",
+    )
+    load_hf(models, folder, architecture)
+    return list(models)

@@ -18,12 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from megatron_vr.convert.load import load_hf
-from megatron_vr.models.architecture import read_architecture
-from megatron_vr.models.gpt import build_model
-from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.scoring import Sequenced, score
-from tools.bench.harness import Result, form_groups, ratio, show, write_model
+from tools.bench.harness import Result, form_groups, load_model, ratio, show, write_model
 
 PER_QUESTION = 8
 # The demo's model, and one of 40 million parameters; prompt and mean trace, in tokens.
@@ -85,16 +81,7 @@ def one_by_one(model: Any, wanted: list[Sequenced]) -> list[float]:
 
 def compare(name: str, folder: Path, wanted: list[Sequenced], rounds: int) -> Result:
     """The speed of our pass over HF's, on the same sequences."""
-    architecture = read_architecture(folder)
-    models = build_model(
-        architecture,
-        Layout(),
-        spec="plain",
-        dtype="float32",
-        recompute="none",
-        log_prob_chunk="auto",
-    )
-    load_hf(models, folder, architecture)
+    models = load_model(folder)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def ours() -> list[float]:

@@ -20,16 +20,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_vr.config.settings import ModelSettings, OptimizerSettings, TrainSettings
-from megatron_vr.convert.load import load_hf
-from megatron_vr.models.architecture import read_architecture
-from megatron_vr.models.gpt import build_model
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.traces.tables import EXAMPLES
 from megatron_vr.training.feed import Feed
 from megatron_vr.training.job import TrainJob
 from megatron_vr.training.optimizer import build_optimizer
 from megatron_vr.training.update import update, wrap_models
-from tools.bench.harness import Result, form_groups, ratio, show, write_model
+from tools.bench.harness import Result, form_groups, load_model, ratio, show, write_model
 
 SHAPE = {
     "hidden_size": 512,
@@ -82,16 +79,7 @@ class Ours:
             seed=1,
             name="bench",
         )
-        architecture = read_architecture(folder)
-        models = build_model(
-            architecture,
-            Layout(),
-            spec="plain",
-            dtype="float32",
-            recompute="none",
-            log_prob_chunk="auto",
-        )
-        load_hf(models, folder, architecture)
+        models = load_model(folder)
         self.models = wrap_models(models)
         self.optimizer = build_optimizer(self.models, OptimizerSettings(), torch.float32)
         self.feed = Feed.of(self.job.data.table, models[0], budget, share_prompts=False)
