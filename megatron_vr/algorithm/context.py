@@ -16,7 +16,7 @@ from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA, Problem, from_table
 from megatron_vr.problems.prompts import PromptFormat, load_format
 from megatron_vr.problems.tokenizer import load_tokenizer
-from megatron_vr.traces.store import count_parts
+from megatron_vr.traces.store import count_parts, part_items
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Context:
         parts = count_parts(total, part_size)
         missing = self.world.from_main(node.folder.missing(parts))
         mine = self.world.mine(missing)
-        spans = {i: range(i * part_size, min((i + 1) * part_size, total)) for i in mine}
+        spans = {i: part_items(i, part_size, total) for i in mine}
         amount = sum(len(span) for span in spans.values())
         with self.talk.bar(title(node), amount, unit) as advance:
             for index, span in spans.items():

@@ -61,7 +61,8 @@ def context_share(boundaries: Sequence[int], ranks: int, rank: int) -> tuple[Seg
     return tuple(segments)
 
 
-def gathered_order(boundaries: Sequence[int], ranks: int) -> Integers:
+@lru_cache(maxsize=16)
+def gathered_order(boundaries: tuple[int, ...], ranks: int) -> Integers:
     """For each place of the pack, where it stands when the ranks' shares follow each other."""
     shares = [context_share(boundaries, ranks, rank) for rank in range(ranks)]
     ends = [(segment.keys[0][1], segment.count) for share in shares for segment in share]

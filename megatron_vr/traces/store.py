@@ -33,6 +33,11 @@ def count_parts(total: int, part_size: int) -> int:
     return max(1, -(-total // part_size))
 
 
+def part_items(index: int, part_size: int, total: int) -> range:
+    """Which of `total` items part `index` holds."""
+    return range(index * part_size, min((index + 1) * part_size, total))
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage's results under `path`, made under `fingerprint`."""

@@ -139,11 +139,13 @@ class _Training:
             while self.done.step < steps:
                 self.checkpoints.check_pending()
                 step = self._step()
+                metrics = self.telemetry.metrics(step)
                 last = step.number == steps
                 if last or step.number % job.settings.log_every == 0:
-                    self._log(step, sinks)
+                    for sink in sinks:
+                        sink.write(metrics)
                 if on_step is not None:
-                    on_step(self.telemetry.metrics(step))
+                    on_step(metrics)
                 if last or step.outcome.stop or step.number % job.settings.save_every == 0:
                     self._save()
                 if step.outcome.stop and not last:
@@ -207,11 +209,6 @@ class _Training:
                 f"skips_allowed={settings.skips_allowed}: look at them, or lower "
                 "optimizer.learning_rate"
             )
-
-    def _log(self, step: Step, sinks: list[Sink]) -> None:
-        metrics = self.telemetry.metrics(step)
-        for sink in sinks:
-            sink.write(metrics)
 
     def _save(self) -> None:
         with self.clock.phase("checkpoint"), gathered_weights(self.models):

@@ -18,7 +18,7 @@ from megatron_vr.errors import StageError
 from megatron_vr.models.spec import shares_prompts
 from megatron_vr.traces.agreement import Gaps
 from megatron_vr.traces.durable import write_durably
-from megatron_vr.traces.store import StageFolder, count_parts
+from megatron_vr.traces.store import StageFolder, count_parts, part_items
 from megatron_vr.traces.tables import LOG_PROBS, SCORES
 from megatron_vr.training.scoring import Scored, score
 
@@ -95,8 +95,7 @@ def _score_under(who: Who, node: Node, context: Context, traces: ScoredTraces) -
 
 def _span(node: Node, traces: ScoredTraces, index: int) -> range:
     """The traces of part `index`."""
-    size = node.settings.scoring.part_size
-    return range(index * size, min((index + 1) * size, len(traces)))
+    return part_items(index, node.settings.scoring.part_size, len(traces))
 
 
 def _write_half(
