@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_vr.convert.families import Weight
 from megatron_vr.convert.hf_writer import (
     SHARD_BYTES,
     copy_companions,
@@ -16,7 +17,7 @@ from megatron_vr.convert.hf_writer import (
     write_tensors,
 )
 from megatron_vr.convert.maps import (
-    Weight,
+    Index,
     parameters,
     source_shapes,
     split_layer,
@@ -76,10 +77,10 @@ def _check_keys(checkpoint: TensorCheckpoint, architecture: Architecture) -> Non
 def _hf_tensors(
     checkpoint: TensorCheckpoint, architecture: Architecture, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    for weight, layer in parameters(architecture):
-        parameter = _parameter(checkpoint, weight, layer)
+    for weight, index in parameters(architecture):
+        parameter = _parameter(checkpoint, weight, index)
         tensors = to_hf(weight.transform, parameter, architecture)
-        shapes = source_shapes(weight, layer, architecture)
+        shapes = source_shapes(weight, index, architecture)
         for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
             if tuple(tensor.shape) != shape:
                 raise CheckpointError(
@@ -89,10 +90,10 @@ def _hf_tensors(
             yield name, tensor.to(dtype)
 
 
-def _parameter(checkpoint: TensorCheckpoint, weight: Weight, layer: int | None) -> Tensor:
-    if layer is None:
-        return checkpoint.whole(weight.megatron)
+def _parameter(checkpoint: TensorCheckpoint, weight: Weight, index: Index) -> Tensor:
     if weight.megatron in checkpoint:
-        return checkpoint.row(weight.megatron, layer)
+        return checkpoint.entry(weight.megatron, index)
     # Megatron can also store each layer under a key of its own.
-    return checkpoint.whole(weight.megatron.replace("layers.", f"layers.{layer}.", 1))
+    layer, *expert = index
+    key = weight.megatron.replace("layers.", f"layers.{layer}.", 1)
+    return checkpoint.entry(key, tuple(expert))

@@ -15,8 +15,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megatron_vr.convert.families import Weight
 from megatron_vr.convert.hf_reader import HFWeights, check_tensors
-from megatron_vr.convert.maps import Weight, source_shapes, split_layer, weight_map
+from megatron_vr.convert.maps import Index, source_shapes, split_layer, weight_map
 from megatron_vr.convert.transforms import to_megatron
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture
@@ -59,7 +60,7 @@ class _WholeParameters:
         self._weights = weights
         self._architecture = architecture
         self._map = weight_map(architecture)
-        self._last: tuple[tuple[str, int | None, int], Tensor] | None = None
+        self._last: tuple[tuple[str, Index, int], Tensor] | None = None
 
     def cut(self, shard: ShardedTensor) -> Tensor:
         """The part of the whole parameter that `shard` stands for."""
@@ -70,9 +71,8 @@ class _WholeParameters:
                 f"no {self._architecture.family} tensor is known for parameter {shard.key}."
             )
         axes = shard.prepend_axis_num
-        if weight.layered and layer is None:
-            layer = shard.global_offset[0]
-        whole = self._whole(weight, layer, shard.global_shape[axes])
+        index = layer + tuple(shard.global_offset[:axes])
+        whole = self._whole(weight, index, shard.global_shape[axes])
         if tuple(whole.shape) != tuple(shard.global_shape[axes:]):
             raise CheckpointError(
                 f"parameter {shard.key} has shape {shard.global_shape[axes:]}, but its Hugging "
@@ -84,10 +84,10 @@ class _WholeParameters:
             whole = whole.narrow(axis, start, size)
         return whole
 
-    def _whole(self, weight: Weight, layer: int | None, rows: int) -> Tensor:
-        wanted = (weight.megatron, layer, rows)
+    def _whole(self, weight: Weight, index: Index, rows: int) -> Tensor:
+        wanted = (weight.megatron, index, rows)
         if self._last is None or self._last[0] != wanted:
-            names = source_shapes(weight, layer, self._architecture)
+            names = source_shapes(weight, index, self._architecture)
             tensors = [self._weights.tensor(name) for name in names]
             self._last = wanted, to_megatron(weight.transform, tensors, self._architecture, rows)
         return self._last[1]

@@ -1,107 +1,29 @@
-"""Which Hugging Face tensors make which Megatron parameter: one table per family.
-
-A table is read in both directions. Megatron names are the keys of its distributed checkpoints,
-where the parameters of all layers share one name; `*` in a Hugging Face name is the layer number.
-Shapes are written in the letters of `DIMENSIONS`.
-"""
+"""What a family's table means for one model: its parameters, their shapes and their order."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
 
+from megatron_vr.convert.families import FAMILIES, LAYER, Weight
 from megatron_vr.models.architecture import Architecture
 
-Transform = Literal["copy", "vocab", "qkv", "gate_up"]
-
-DIMENSIONS = """
-v vocabulary    h hidden size   f MLP units     d head dimension
-q query heads x head dimension  k key/value heads x head dimension
-"""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One Megatron parameter: `sources` maps each Hugging Face name to its shape, in order."""
-
-    megatron: str
-    sources: Mapping[str, str]
-    transform: Transform = "copy"
-
-    @property
-    def layered(self) -> bool:
-        """Whether every layer has one of its own."""
-        return any("*" in name for name in self.sources)
-
-
-_LAYER = "decoder.layers."
-_HF = "model.layers.*."
-
-_DENSE = (
-    Weight("embedding.word_embeddings.weight", {"model.embed_tokens.weight": "v h"}, "vocab"),
-    Weight(
-        _LAYER + "self_attention.linear_qkv.layer_norm_weight",
-        {_HF + "input_layernorm.weight": "h"},
-    ),
-    Weight(
-        _LAYER + "self_attention.linear_qkv.weight",
-        {
-            _HF + "self_attn.q_proj.weight": "q h",
-            _HF + "self_attn.k_proj.weight": "k h",
-            _HF + "self_attn.v_proj.weight": "k h",
-        },
-        "qkv",
-    ),
-    Weight(
-        _LAYER + "self_attention.linear_proj.weight",
-        {_HF + "self_attn.o_proj.weight": "h q"},
-    ),
-    Weight(
-        _LAYER + "mlp.linear_fc1.layer_norm_weight",
-        {_HF + "post_attention_layernorm.weight": "h"},
-    ),
-    Weight(
-        _LAYER + "mlp.linear_fc1.weight",
-        {_HF + "mlp.gate_proj.weight": "f h", _HF + "mlp.up_proj.weight": "f h"},
-        "gate_up",
-    ),
-    Weight(_LAYER + "mlp.linear_fc2.weight", {_HF + "mlp.down_proj.weight": "h f"}),
-    Weight("decoder.final_layernorm.weight", {"model.norm.weight": "h"}),
-)
-
-_QWEN2 = (
-    Weight(
-        _LAYER + "self_attention.linear_qkv.bias",
-        {
-            _HF + "self_attn.q_proj.bias": "q",
-            _HF + "self_attn.k_proj.bias": "k",
-            _HF + "self_attn.v_proj.bias": "k",
-        },
-        "qkv",
-    ),
-)
-
-_QWEN3 = (
-    Weight(_LAYER + "self_attention.q_layernorm.weight", {_HF + "self_attn.q_norm.weight": "d"}),
-    Weight(_LAYER + "self_attention.k_layernorm.weight", {_HF + "self_attn.k_norm.weight": "d"}),
-)
-
-# Absent from a model whose output weight is its embedding.
-_OUTPUT = (Weight("output_layer.weight", {"lm_head.weight": "v h"}, "vocab"),)
-
-FAMILIES = {"qwen2": _DENSE + _QWEN2 + _OUTPUT, "qwen3": _DENSE + _QWEN3 + _OUTPUT}
+Index = tuple[int, ...]  # () of the whole model, (layer,), or (layer, expert)
 
 
 def weight_map(architecture: Architecture) -> dict[str, Weight]:
     """The table of a model, by Megatron name."""
     rows = FAMILIES[architecture.family]
-    return {row.megatron: row for row in rows if not (architecture.tied and row in _OUTPUT)}
+    return {
+        row.megatron: row
+        for row in rows
+        if not (architecture.tied and row.megatron == "output_layer.weight")
+    }
 
 
 def dimensions(architecture: Architecture) -> dict[str, int]:
     """Sizes of the letters in a table's shapes."""
+    experts = architecture.experts
     return {
         "v": architecture.vocab_size,
         "h": architecture.hidden_size,
@@ -109,46 +31,73 @@ def dimensions(architecture: Architecture) -> dict[str, int]:
         "d": architecture.head_dim,
         "q": architecture.heads * architecture.head_dim,
         "k": architecture.kv_heads * architecture.head_dim,
+        "e": experts.count if experts else 0,
+        "m": experts.ffn_hidden_size if experts else 0,
     }
 
 
 def source_shapes(
-    weight: Weight, layer: int | None, architecture: Architecture
+    weight: Weight, index: Index, architecture: Architecture
 ) -> dict[str, tuple[int, ...]]:
-    """The Hugging Face names and shapes behind one parameter of one layer (None: not layered)."""
+    """The Hugging Face names and shapes behind the parameter of one layer and expert."""
     sizes = dimensions(architecture)
-    return {
-        name.replace("*", str(layer)): tuple(sizes[letter] for letter in shape.split())
-        for name, shape in weight.sources.items()
-    }
+    numbers = dict(zip("*#", index, strict=False))
+    shapes = {}
+    for pattern, shape in weight.sources.items():
+        name = re.sub(r"[*#]", lambda mark: str(numbers[mark.group()]), pattern)
+        shapes[name] = tuple(sizes[letter] for letter in shape.split())
+    return shapes
 
 
-def parameters(architecture: Architecture) -> Iterator[tuple[Weight, int | None]]:
-    """Every (parameter, layer) of a model, layers in order."""
-    rows = weight_map(architecture).values()
-    for row in rows:
-        if not row.layered:
-            yield row, None
+def stack_shape(weight: Weight, architecture: Architecture) -> Index:
+    """The axes before a parameter's own in a checkpoint: (), (layers,) or (layers, experts)."""
+    counts = [architecture.layers] if weight.layered else []
+    if weight.per_expert and architecture.experts:
+        counts.append(architecture.experts.count)
+    return tuple(counts)
+
+
+def parameter_shape(weight: Weight, architecture: Architecture, vocabulary: int) -> tuple[int, ...]:
+    """The shape of one whole parameter, its embedding padded to `vocabulary` rows."""
+    first, *others = source_shapes(weight, (0, 0), architecture).values()
+    if weight.transform == "vocab":
+        return (vocabulary, *first[1:])
+    return (first[0] + sum(other[0] for other in others), *first[1:])
+
+
+def parameters(architecture: Architecture) -> Iterator[tuple[Weight, Index]]:
+    """Every (parameter, index) of a model: the embedding, the layers in order, and what follows."""
+    rows = list(weight_map(architecture).values())
+    before = [row for row in rows if row.megatron.startswith("embedding.")]
+    layered = [row for row in rows if row.layered]
+    for row in before:
+        yield row, ()
     for layer in range(architecture.layers):
-        for row in rows:
-            if row.layered:
-                yield row, layer
+        for row in layered:
+            for expert in range(stack_shape(row, architecture)[1]) if row.per_expert else (None,):
+                yield row, (layer,) if expert is None else (layer, expert)
+    for row in rows:
+        if row not in before and row not in layered:
+            yield row, ()
 
 
 def expected_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the model's Hugging Face folder."""
     expected: dict[str, tuple[int, ...]] = {}
-    for weight, layer in parameters(architecture):
-        expected.update(source_shapes(weight, layer, architecture))
+    for weight, index in parameters(architecture):
+        expected.update(source_shapes(weight, index, architecture))
     return expected
 
 
 _NUMBERED = re.compile(r"^decoder\.layers\.(\d+)\.")
 
 
-def split_layer(key: str) -> tuple[str, int | None]:
-    """A checkpoint key without its layer number, if it has one, and that number."""
+def split_layer(key: str) -> tuple[str, Index]:
+    """A checkpoint key without its layer number, and that number if it has one.
+
+    Megatron can store each layer under a key of its own instead of all under one.
+    """
     found = _NUMBERED.match(key)
     if found is None:
-        return key, None
-    return _LAYER + key[found.end() :], int(found.group(1))
+        return key, ()
+    return LAYER + key[found.end() :], (int(found.group(1)),)

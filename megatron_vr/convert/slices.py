@@ -50,15 +50,11 @@ class TensorCheckpoint:
         """The whole tensor's shape."""
         return tuple(self._tensors[key].size)
 
-    def whole(self, key: str) -> Tensor:
-        """The whole tensor."""
-        shape = self.shape(key)
-        return self.part(key, [0] * len(shape), shape)
-
-    def row(self, key: str, index: int) -> Tensor:
-        """Entry `index` along the first axis: one layer of a parameter of all layers."""
-        shape = self.shape(key)
-        return self.part(key, [index] + [0] * (len(shape) - 1), (1, *shape[1:]))[0]
+    def entry(self, key: str, index: Sequence[int]) -> Tensor:
+        """What stands at `index` of the first axes: one layer (and expert) of a parameter."""
+        shape = self.shape(key)[len(index) :]
+        block = self.part(key, [*index, *[0] * len(shape)], (*[1] * len(index), *shape))
+        return block.reshape(shape)
 
     def part(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """The block of `sizes` that starts at `offsets`, in the stored precision.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_vr.convert.maps import Transform
+from megatron_vr.convert.families import Transform
 from megatron_vr.models.architecture import Architecture
 
 

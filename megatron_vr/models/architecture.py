@@ -37,11 +37,26 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The MLPs of every layer, `per_token` of `count` of which a router chooses for each token.
+
+    `ffn_hidden_size` is one expert's width. With `normalised` the probabilities of a token's
+    chosen experts sum to one.
+    """
+
+    count: int
+    per_token: int
+    ffn_hidden_size: int
+    normalised: bool
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A dense decoder with RMSNorm, SwiGLU, rotary positions and grouped-query attention.
+    """A decoder with RMSNorm, SwiGLU, rotary positions and grouped-query attention.
 
     `heads`, `kv_heads` and `head_dim` are independent of `hidden_size`. Vocabulary and positions
-    are counts, `rope_theta` the base of the rotary frequencies.
+    are counts, `rope_theta` the base of the rotary frequencies; `rope_factor` is that of Llama 3's
+    scaled frequencies. Where there are `experts`, every layer has them in place of its MLP.
     """
 
     family: str
@@ -56,6 +71,8 @@ class Architecture:
     rope_theta: float
     norm_eps: float
     tied: bool
+    rope_factor: float | None = None
+    experts: Experts | None = None
 
     @property
     def qkv_bias(self) -> bool:

@@ -28,8 +28,8 @@ def test_a_table_names_exactly_the_tensors_of_transformers(
 def test_every_transform_is_undone_by_its_inverse(family: str, tmp_path: Path) -> None:
     tiny_model(family, False).config.save_pretrained(tmp_path)
     architecture = read_architecture(tmp_path)
-    for weight, layer in parameters(architecture):
-        shapes = source_shapes(weight, layer, architecture).values()
+    for weight, index in parameters(architecture):
+        shapes = source_shapes(weight, index, architecture).values()
         sources = [torch.randn(shape) for shape in shapes]
         # Two rows more than the vocabulary has: the padding of tensor parallelism.
         rows = sum(source.shape[0] for source in sources) + 2 * (weight.transform == "vocab")
@@ -43,7 +43,7 @@ def test_every_transform_is_undone_by_its_inverse(family: str, tmp_path: Path) -
 def test_a_layer_number_is_split_from_a_checkpoint_key() -> None:
     assert split_layer("decoder.layers.12.mlp.linear_fc2.weight") == (
         "decoder.layers.mlp.linear_fc2.weight",
-        12,
+        (12,),
     )
     for key in ("decoder.layers.mlp.linear_fc2.weight", "decoder.final_layernorm.weight"):
-        assert split_layer(key) == (key, None)
+        assert split_layer(key) == (key, ())
