@@ -1,111 +1,149 @@
-"""The weights of a Hugging Face folder: safetensors, memory-mapped, checked before use."""
+"""The weights of a Hugging Face folder: memory-mapped, checked before use."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from megatron_vr.convert.maps import expected_tensors
+from megatron_vr.convert.shards import Shard, open_shard
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 # Some folders of tied models store the embedding a second time under this name.
 _TIED_COPY = ("lm_head.weight", "model.embed_tokens.weight")
 
 
-class HFWeights:
-    """The tensors of one folder, by name; a context manager that holds the files open.
+# Old Llama folders store what is computed from config.json; Transformers does not read it.
+_COMPUTED = ".rotary_emb.inv_freq"
 
-    Tensors are read from the memory map when they are asked for, one at a time.
+
+class Tensors(Protocol):
+    """The tensors of a model under their Hugging Face names, wherever they are stored."""
+
+    folder: Path
+
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The precision a tensor is stored in, without reading it."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, in the precision it is stored in."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of tensors read so far that nothing refers to."""
+        ...
+
+
+class HFWeights:
+    """The tensors of one folder, by name (`Tensors`).
+
+    Tensors are views of memory maps, read when they are used. Pickled weights are read only with
+    `allow_pickle`, and then nothing but tensors is unpickled.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Opens every shard. Raises CheckpointError for a missing, truncated or pickled shard."""
+    def __init__(self, folder: str | Path, *, allow_pickle: bool = False) -> None:
+        """Opens every shard. Raises CheckpointError for a missing or truncated shard, an index
+        that does not match its shards, or pickled weights without `allow_pickle`."""
         self.folder = Path(folder)
-        self._stack = ExitStack()
-        try:
-            self._files = self._open()
-        except BaseException:
-            self._stack.close()
-            raise
+        self._shards = self._open(allow_pickle)
 
     def __enter__(self) -> HFWeights:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *error: object) -> None:
+        self._shards = {}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted({shard.path for shard in self._shards.values()})
 
     def names(self) -> set[str]:
         """The names of all tensors."""
-        return set(self._files)
+        return set(self._shards)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shards[name].shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The precision a tensor is stored in: float32, bfloat16 or float16, others are errors."""
+        return self._shards[name].dtype(name)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor, in the precision it is stored in."""
-        found: Tensor = self._files[name].get_tensor(name)
-        return found
+        return self._shards[name].tensor(name)
 
-    def _open(self) -> dict[str, Any]:
-        index = self.folder / INDEX
-        if index.exists():
-            return self._open_shards(_read_index(index))
-        single = self.folder / SINGLE
-        if single.exists():
-            opened = self._open_file(single)
-            return dict.fromkeys(opened.keys(), opened)
-        for name in _PICKLES:
-            if (self.folder / name).exists():
-                raise CheckpointError(
-                    f"{self.folder} holds pickled weights only ({name}), which are not read; "
-                    "save the model as safetensors first."
-                )
-        raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}.")
+    def release(self) -> None:
+        """Give back the memory of tensors read so far that nothing refers to."""
+        for shard in set(self._shards.values()):
+            shard.release()
 
-    def _open_shards(self, shard_of: Mapping[str, str]) -> dict[str, Any]:
-        opened = {shard: self._open_file(self.folder / shard) for shard in set(shard_of.values())}
-        stored = {shard: set(file.keys()) for shard, file in opened.items()}
-        for name, shard in shard_of.items():
-            if name not in stored[shard]:
-                raise CheckpointError(
-                    f"{self.folder / INDEX} places tensor {name} in {shard}, which lacks it."
-                )
-        listed = set(shard_of)
-        for shard, names in stored.items():
-            if names - listed:
-                raise CheckpointError(
-                    f"{self.folder / shard} holds tensor {min(names - listed)}, which {INDEX} "
-                    "does not list."
-                )
-        return {name: opened[shard] for name, shard in shard_of.items()}
-
-    def _open_file(self, path: Path) -> Any:
-        if not path.exists():
-            raise CheckpointError(f"shard {path} is missing; copy or download the folder again.")
-        try:
-            return self._stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
+    def _open(self, allow_pickle: bool) -> dict[str, Shard]:
+        if (self.folder / INDEX).exists():
+            return self._indexed(INDEX)
+        if (self.folder / SINGLE).exists():
+            return _by_name(open_shard(self.folder / SINGLE))
+        pickles = [path for pattern in _PICKLES for path in sorted(self.folder.glob(pattern))]
+        if not pickles:
+            raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}.")
+        if not allow_pickle:
             raise CheckpointError(
-                f"{path} cannot be read ({error}); it may be truncated: copy or download it again."
-            ) from None
+                f"{self.folder} holds pickled weights only ({pickles[0].name}); give "
+                "--allow-pickle to read their tensors (nothing else is unpickled), or save the "
+                "model as safetensors first."
+            )
+        if (self.folder / _PICKLED_INDEX).exists():
+            return self._indexed(_PICKLED_INDEX)
+        weights = [path for path in pickles if path.name != "training_args.bin"]
+        if len(weights) != 1:
+            raise CheckpointError(
+                f"{self.folder} has {len(weights)} pickled files and no {_PICKLED_INDEX} that says "
+                "which tensor is in which."
+            )
+        return _by_name(open_shard(weights[0]))
+
+    def _indexed(self, index: str) -> dict[str, Shard]:
+        shard_of = _read_index(self.folder / index)
+        opened = {name: open_shard(self.folder / name) for name in sorted(set(shard_of.values()))}
+        for name, file in shard_of.items():
+            if name not in opened[file].names():
+                raise CheckpointError(
+                    f"{self.folder / index} places tensor {name} in {file}, which lacks it."
+                )
+        for file, shard in opened.items():
+            stray = sorted(name for name in shard.names() if shard_of.get(name) != file)
+            if stray:
+                verb = (
+                    f"places in {shard_of[stray[0]]}" if stray[0] in shard_of else "does not list"
+                )
+                raise CheckpointError(
+                    f"{self.folder / file} holds tensor {stray[0]}, which {index} {verb}."
+                )
+        return {name: opened[file] for name, file in shard_of.items()}
+
+
+def _by_name(shard: Shard) -> dict[str, Shard]:
+    return dict.fromkeys(shard.names(), shard)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -119,13 +157,13 @@ def _read_index(path: Path) -> dict[str, str]:
     return dict(shard_of)
 
 
-def check_tensors(weights: HFWeights, architecture: Architecture) -> None:
+def check_tensors(weights: Tensors, architecture: Architecture) -> None:
     """Raise CheckpointError unless the folder holds exactly the model's tensors, in their shapes.
 
     A tied model may store its embedding again as the output weight, if the two are equal.
     """
     expected = expected_tensors(architecture)
-    names = weights.names()
+    names = {name for name in weights.names() if not name.endswith(_COMPUTED)}
     copy, original = _TIED_COPY
     if architecture.tied and copy in names:
         names.remove(copy)
@@ -134,6 +172,7 @@ def check_tensors(weights: HFWeights, architecture: Architecture) -> None:
                 f"{weights.folder}: config.json ties the output weight to the embedding, but "
                 f"{copy} differs from {original}."
             )
+        weights.release()
     missing, extra = set(expected) - names, names - set(expected)
     if missing:
         raise CheckpointError(_listed(weights.folder, "lacks", missing, architecture))

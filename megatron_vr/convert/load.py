@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_vr.convert.families import Weight
 from megatron_vr.convert.hf_reader import HFWeights, check_tensors
@@ -32,18 +35,39 @@ def load_hf(
     `models` are the bare stages of `models.gpt.build_model`. Raises CheckpointError when the
     folder is not exactly this model, or when a parameter would not be filled exactly once.
     """
-    with HFWeights(folder) as weights:
-        check_tensors(weights, architecture)
-        source = _WholeParameters(weights, architecture)
-        for model in models:
-            tally = _Tally(model)
-            for shard in _shards(model):
-                shard.data.copy_(source.cut(shard))
-                tally.filled(shard)
-            tally.check()
+    weights = HFWeights(folder)
+    check_tensors(weights, architecture)
+    source = _WholeParameters(weights, architecture)
+    for model in models:
+        tally = _Tally(model)
+        for shard in sharded_tensors(model):
+            shard.data.copy_(source.cut(shard))
+            tally.filled(shard)
+        tally.check()
 
 
-def _shards(model: MegatronModule) -> Iterator[ShardedTensor]:
+@torch.no_grad()
+def load_megatron(models: Sequence[MegatronModule], folder: str | Path) -> None:
+    """Fill this rank's `models` from a torch_dist checkpoint of this model at any layout, through
+    Megatron's own loader. Raises CheckpointError where that fails."""
+    keys = ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
+    state = {key: model.sharded_state_dict() for key, model in zip(keys, models, strict=True)}
+    try:
+        loaded = dist_checkpointing.load(state, str(folder))
+    except (CheckpointException, CheckpointingException, KeyError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded by Megatron ({error}).") from error
+    for key, model in zip(keys, models, strict=True):
+        model.load_state_dict(loaded[key])
+
+
+def place_of(shard: ShardedTensor) -> tuple[str, Index]:
+    """The row of the table, by its Megatron name, and the index that `shard` is a part of."""
+    name, layer = split_layer(shard.key)
+    return name, layer + tuple(shard.global_offset[: shard.prepend_axis_num])
+
+
+def sharded_tensors(model: MegatronModule) -> Iterator[ShardedTensor]:
+    """What Megatron says of this rank's part of each parameter."""
     state = model.sharded_state_dict()
     apply_factories(state)
     for value in nested_values(state):
@@ -64,14 +88,13 @@ class _WholeParameters:
 
     def cut(self, shard: ShardedTensor) -> Tensor:
         """The part of the whole parameter that `shard` stands for."""
-        name, layer = split_layer(shard.key)
+        name, index = place_of(shard)
         weight = self._map.get(name)
         if weight is None:
             raise CheckpointError(
                 f"no {self._architecture.family} tensor is known for parameter {shard.key}."
             )
         axes = shard.prepend_axis_num
-        index = layer + tuple(shard.global_offset[:axes])
         whole = self._whole(weight, index, shard.global_shape[axes])
         if tuple(whole.shape) != tuple(shard.global_shape[axes:]):
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import product
 
 from megatron_vr.convert.families import FAMILIES, LAYER, Weight
 from megatron_vr.models.architecture import Architecture
@@ -87,6 +88,32 @@ def expected_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for weight, index in parameters(architecture):
         expected.update(source_shapes(weight, index, architecture))
     return expected
+
+
+# Modules with a state of their own that are behind no row: Transformer Engine's attention, and the
+# output layer, which a tied model has too.
+_STATEFUL = (LAYER + "self_attention.core_attention", "output_layer")
+_STATELESS = ("embedding.word_embeddings", LAYER + "mlp.router")
+
+
+def extra_states(architecture: Architecture) -> Iterator[str]:
+    """The names under which Megatron asks a checkpoint for its modules' extra states.
+
+    That is where Transformer Engine keeps FP8 scales; other modules have empty ones, and miss them
+    all the same.
+    """
+    stacks: dict[str, Index] = {
+        row.megatron.rpartition(".")[0]: stack_shape(row, architecture)
+        for row in weight_map(architecture).values()
+    }
+    for module in _STATEFUL:
+        stacks[module] = (architecture.layers,) if module.startswith(LAYER) else ()
+    for module, stack in stacks.items():
+        if module not in _STATELESS:
+            shape = stack or (1,)
+            for place in product(*(range(count) for count in shape)):
+                shard = ".".join(map(str, place)) + "_" + ".".join(map(str, shape))
+                yield f"{module}._extra_state/shard_{shard}"
 
 
 _NUMBERED = re.compile(r"^decoder\.layers\.(\d+)\.")

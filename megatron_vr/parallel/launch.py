@@ -156,11 +156,15 @@ def end_with_parent() -> None:
     A rank that outlived its launcher would go on writing beside the run that resumes.
     """
     parent = os.environ.get(PARENT)
-    if parent is None:
-        return
+    if parent is not None:
+        end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after `parent`, its parent process, is gone."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(0.5)
         os._exit(1)
 

@@ -17,6 +17,12 @@ def write_durably(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of `path` survive a power cut."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -30,8 +36,7 @@ def publish_folder(aside: Path, final: Path) -> None:
     """Give the finished folder `aside` its final name, its files synced first."""
     for path in aside.rglob("*"):
         if path.is_file():
-            with open(path, "rb+") as handle:
-                os.fsync(handle.fileno())
+            sync_file(path)
         else:
             sync_folder(path)
     sync_folder(aside)

@@ -44,8 +44,8 @@ def build(architecture: Architecture) -> Any:
 
 
 def check(folder: Path) -> None:
-    with HFWeights(folder) as weights:
-        check_tensors(weights, read_architecture(folder))
+    weights = HFWeights(folder)
+    check_tensors(weights, read_architecture(folder))
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -88,14 +88,14 @@ def test_a_parameter_that_is_not_filled_exactly_once_is_named(
 ) -> None:
     model.save_pretrained(tmp_path)
     architecture = read_architecture(tmp_path)
-    real = load_module._shards
+    real = load_module.sharded_tensors
 
     def wrong(built: Any) -> Any:
         for shard in real(built):
             for _ in range(times if shard.key == "output_layer.weight" else 1):
                 yield shard
 
-    monkeypatch.setattr(load_module, "_shards", wrong)
+    monkeypatch.setattr(load_module, "sharded_tensors", wrong)
     with pytest.raises(CheckpointError, match=rf"output_layer\.weight .*{message}"):
         load_hf([build(architecture)], tmp_path, architecture)
 

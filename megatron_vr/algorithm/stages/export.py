@@ -11,11 +11,10 @@ def run(node: Node, context: Context) -> Finished:
     """Write `model/` from the sharded checkpoint, on the main process, tensor by tensor."""
     destination = node.path / "model"
     if context.world.is_main and not destination.exists():
-        from megatron_vr.convert.export import export_hf
-        from megatron_vr.models.architecture import read_architecture
+        from megatron_vr.convert.to_hf import convert_to_hf
         from megatron_vr.training.checkpoint import newest_checkpoint
 
         base = model_folder(node.inputs["base"])
         checkpoint = newest_checkpoint(node.inputs["trained"].path / "checkpoints")
-        export_hf(checkpoint, read_architecture(base), base, destination, node.settings.model.dtype)
+        convert_to_hf(checkpoint, destination, base=base, dtype=node.settings.model.dtype)
     return Finished(summary={"path": str(destination)})

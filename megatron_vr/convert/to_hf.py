@@ -1,0 +1,144 @@
+"""From a Megatron checkpoint to a Hugging Face folder, tensor by tensor, without Megatron."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_vr.convert.dist_reader import CONTENTS
+from megatron_vr.convert.hf_reader import INDEX, SINGLE
+from megatron_vr.convert.hf_writer import (
+    SHARD_BYTES,
+    copy_companions,
+    state_dtype,
+    write_shard,
+)
+from megatron_vr.convert.maps import parameters, source_shapes, weight_map
+from megatron_vr.convert.megatron_weights import MegatronWeights
+from megatron_vr.convert.to_megatron import COMPANIONS
+from megatron_vr.convert.units import Advance, Item, Parameter, Unit, group
+from megatron_vr.convert.work import Done, carry_out
+from megatron_vr.errors import CheckpointError, SettingsError
+from megatron_vr.models.architecture import Architecture, read_architecture
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def convert_to_hf(
+    checkpoint: str | Path,
+    destination: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: str | None = None,
+    processes: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Done:
+    """Write the model of a torch_dist checkpoint, saved at any layout, as a Hugging Face folder.
+
+    `base` is the Hugging Face folder the model began as: its configuration, tokenizer, chat
+    template and licence are copied. A checkpoint made by `convert_to_megatron` has them itself
+    (None). `dtype` is float32, bfloat16 or float16; None keeps the stored precision. Peak memory of
+    each process is about twice the largest tensor. Raises CheckpointError when the checkpoint is
+    damaged or not of the base's architecture, or the destination is not vacant.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingsError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
+    folder = Path(checkpoint).absolute()
+    origin = Path(base).absolute() if base is not None else folder / COMPANIONS
+    if base is None and not origin.is_dir():
+        raise CheckpointError(
+            f"{folder} has no {COMPANIONS}/ folder with config.json and tokenizer; name the "
+            "Hugging Face folder that the model began as (--base)."
+        )
+    architecture = read_architecture(origin)
+    weights = MegatronWeights(folder, architecture)
+    stored = {
+        weight.megatron: weights.parameter_dtype(weight, index)
+        for weight, index in parameters(architecture)
+    }
+    dtypes = {key: DTYPES[dtype] if dtype else found for key, found in stored.items()}
+    conversion = ToHF(folder, origin, architecture, dtypes, shard_bytes)
+    return carry_out(conversion, destination, processes)
+
+
+@dataclass(frozen=True)
+class ToHF:
+    """One such conversion; `dtypes` are the precisions to write, by Megatron key."""
+
+    checkpoint: Path
+    base: Path
+    architecture: Architecture
+    dtypes: Mapping[str, torch.dtype]
+    shard_bytes: int
+
+    @property
+    def units(self) -> list[Unit]:
+        """The shards, as Transformers names them."""
+        shards = group(self._items(), self.shard_bytes)
+        return [
+            Unit(
+                SINGLE if len(shards) == 1 else _shard_name(number, len(shards)),
+                sum(item.nbytes for item in items),
+                tuple(item.parameter for item in items),
+            )
+            for number, items in enumerate(shards, start=1)
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """What the files follow from."""
+        contents = (self.checkpoint / CONTENTS).stat()
+        return {
+            "conversion": "to-hf",
+            "source": str(self.checkpoint),
+            "contents": [contents.st_size, contents.st_mtime_ns],
+            "base": str(self.base),
+            "dtypes": {key: str(dtype) for key, dtype in self.dtypes.items()},
+            "shard_bytes": self.shard_bytes,
+        }
+
+    def make(self, unit: Unit, path: Path, advance: Advance) -> list[str]:
+        """Write one shard; the names of its tensors."""
+        rows = weight_map(self.architecture)
+        weights = MegatronWeights(self.checkpoint, self.architecture)
+        header = {
+            name: (shape, self.dtypes[key])
+            for key, index in unit.parameters
+            for name, shape in source_shapes(rows[key], index, self.architecture).items()
+        }
+
+        def tensors() -> Iterator[torch.Tensor]:
+            for key, index in unit.parameters:
+                found = weights.tensors_of(rows[key], index)
+                while found:
+                    yield found.pop(next(iter(found))).to(self.dtypes[key])
+
+        write_shard(path, header, tensors(), advance)
+        return list(header)
+
+    def finish(self, folder: Path, made: Mapping[str, Any]) -> None:
+        """Write the index, and the base's other files."""
+        if len(made) > 1:
+            shard_of = {name: shard for shard, names in made.items() for name in names}
+            index = {
+                "metadata": {"total_size": sum(unit.nbytes for unit in self.units)},
+                "weight_map": dict(sorted(shard_of.items())),
+            }
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        copy_companions(self.base, folder)
+        state_dtype(folder, self.dtypes["embedding.word_embeddings.weight"])
+
+    def _items(self) -> Iterator[Item]:
+        for weight, index in parameters(self.architecture):
+            shapes = source_shapes(weight, index, self.architecture).values()
+            elements = sum(torch.Size(shape).numel() for shape in shapes)
+            parameter: Parameter = (weight.megatron, index)
+            yield Item(parameter, elements * self.dtypes[weight.megatron].itemsize)
+
+
+def _shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"

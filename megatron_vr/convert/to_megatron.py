@@ -1,0 +1,187 @@
+"""From a Hugging Face folder to a torch_dist checkpoint, tensor by tensor, without Megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_vr.convert.dist_writer import Piece, unchecked_sums, write_contents, write_piece
+from megatron_vr.convert.families import Weight
+from megatron_vr.convert.hf_reader import HFWeights, check_tensors
+from megatron_vr.convert.hf_writer import copy_companions
+from megatron_vr.convert.maps import (
+    Index,
+    extra_states,
+    parameter_shape,
+    parameters,
+    source_shapes,
+    stack_shape,
+    weight_map,
+)
+from megatron_vr.convert.transforms import to_megatron
+from megatron_vr.convert.units import Advance, Item, Unit, group
+from megatron_vr.convert.work import Done, carry_out
+from megatron_vr.errors import CheckpointError
+from megatron_vr.models.architecture import Architecture, read_architecture
+from megatron_vr.parallel.layout import Layout, check_layout
+
+FILE_BYTES = 2**30
+
+# Where a checkpoint keeps the Hugging Face files that are no weights.
+COMPANIONS = "hf"
+
+
+def convert_to_megatron(
+    source: str | Path,
+    destination: str | Path,
+    layout: Layout,
+    *,
+    allow_pickle: bool = False,
+    processes: int | None = None,
+    file_bytes: int = FILE_BYTES,
+) -> Done:
+    """Write the Hugging Face folder `source` as the torch_dist checkpoint `destination`.
+
+    The checkpoint can be loaded at any layout; at `layout` every rank reads only what is its own.
+    Its vocabulary is padded for `layout`. Tensors keep their precision. Peak memory of each process
+    is about twice the largest tensor. Raises CheckpointError when the source is damaged or not
+    exactly the model of its config.json, or the destination is not vacant; SettingsError when the
+    model cannot be split so.
+    """
+    folder = Path(source).absolute()
+    architecture = read_architecture(folder)
+    check_layout(layout, architecture, layout.model_ranks)
+    weights = HFWeights(folder, allow_pickle=allow_pickle)
+    check_tensors(weights, architecture)
+    dtypes = _dtypes(weights, architecture)
+    conversion = ToMegatron(
+        folder, architecture, layout, allow_pickle, dtypes, _files(weights), file_bytes
+    )
+    return carry_out(conversion, destination, processes)
+
+
+@dataclass(frozen=True)
+class ToMegatron:
+    """One such conversion. `dtypes` are the precisions of the checkpoint's tensors, `files` the
+    source's files, their sizes and times."""
+
+    source: Path
+    architecture: Architecture
+    layout: Layout
+    allow_pickle: bool
+    dtypes: Mapping[str, torch.dtype]
+    files: tuple[tuple[str, int, int], ...]
+    file_bytes: int
+
+    @property
+    def units(self) -> list[Unit]:
+        """Files named after the pipeline rank whose parameters they hold."""
+        units: list[Unit] = []
+        for items in group(self._items(), self.file_bytes):
+            rank = items[0].stage % self.layout.pipeline
+            name = f"__{rank}_{sum(unit.name.startswith(f'__{rank}_') for unit in units)}.distcp"
+            size = sum(item.nbytes for item in items)
+            units.append(Unit(name, size, tuple(item.parameter for item in items)))
+        return units
+
+    def identity(self) -> dict[str, Any]:
+        """What the files follow from."""
+        return {
+            "conversion": "to-megatron",
+            "source": str(self.source),
+            "files": self.files,
+            "layout": [self.layout.tensor, self.layout.pipeline, self.layout.virtual_pipeline],
+            "file_bytes": self.file_bytes,
+        }
+
+    def make(self, unit: Unit, path: Path, advance: Advance) -> list[Piece]:
+        """Write the pieces of the unit's parameters; where each one stands."""
+        rows = weight_map(self.architecture)
+        weights = HFWeights(self.source, allow_pickle=self.allow_pickle)
+        pieces = []
+        with open(path, "wb") as file, unchecked_sums():
+            for key, index in unit.parameters:
+                whole = self._whole(weights, rows[key], index)
+                weights.release()
+                for offsets, block in blocks(rows[key], whole, self.layout.tensor):
+                    at = [*index, *offsets]
+                    stacked = block.reshape([1] * len(index) + list(block.shape))
+                    pieces.append(write_piece(file, unit.name, key, at, stacked))
+                    advance(block.nbytes)
+                del whole, block, stacked
+        return pieces
+
+    def finish(self, folder: Path, made: Mapping[str, Any]) -> None:
+        """Write the contents, and the source's other files as `hf/`."""
+        pieces = [piece for unit in self.units for piece in made[unit.name]]
+        whole = {
+            key: ([*stack_shape(row, self.architecture), *self._shape(row)], self.dtypes[key])
+            for key, row in weight_map(self.architecture).items()
+        }
+        write_contents(folder, pieces, whole, extra_states(self.architecture))
+        (folder / COMPANIONS).mkdir(exist_ok=True)
+        copy_companions(self.source, folder / COMPANIONS)
+
+    def _shape(self, weight: Weight) -> tuple[int, ...]:
+        rows = self.layout.padded_vocabulary(self.architecture.vocab_size)
+        return parameter_shape(weight, self.architecture, rows)
+
+    def _whole(self, weights: HFWeights, weight: Weight, index: Index) -> Tensor:
+        names = source_shapes(weight, index, self.architecture)
+        sources = [weights.tensor(name) for name in names]
+        return to_megatron(weight.transform, sources, self.architecture, self._shape(weight)[0])
+
+    def _items(self) -> Iterator[Item]:
+        stages = self.layout.pipeline * (self.layout.virtual_pipeline or 1)
+        for weight, index in parameters(self.architecture):
+            if weight.layered:
+                stage = index[0] * stages // self.architecture.layers
+            else:
+                stage = 0 if weight.megatron.startswith("embedding.") else stages - 1
+            size = torch.Size(self._shape(weight)).numel() * self.dtypes[weight.megatron].itemsize
+            yield Item((weight.megatron, index), size, stage)
+
+
+def blocks(weight: Weight, whole: Tensor, ranks: int) -> Iterator[tuple[list[int], Tensor]]:
+    """`whole` as tensor-parallel ranks hold it: (offsets, block) for each.
+
+    A rank has a share of the gate and a share of the up projection, which are apart in `whole`.
+    """
+    if weight.split == "none" or (ranks == 1 and weight.transform != "gate_up"):
+        yield [0] * whole.dim(), whole
+        return
+    axis = 1 if weight.split == "columns" else 0
+    count = 2 * ranks if weight.transform == "gate_up" else ranks
+    size = whole.shape[axis] // count
+    for number in range(count):
+        offsets = [0] * whole.dim()
+        offsets[axis] = number * size
+        yield offsets, whole.narrow(axis, number * size, size)
+
+
+def _files(weights: HFWeights) -> tuple[tuple[str, int, int], ...]:
+    found: Iterable[Path] = [*weights.files, weights.folder / "config.json"]
+    stats = [(path, path.stat()) for path in found]
+    return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def _dtypes(weights: HFWeights, architecture: Architecture) -> dict[str, torch.dtype]:
+    """Of each key. Raises CheckpointError where its tensors have several, which a checkpoint has
+    no room for."""
+    first: dict[str, tuple[str, torch.dtype]] = {}
+    for weight, index in parameters(architecture):
+        for name in source_shapes(weight, index, architecture):
+            found = weights.dtype(name)
+            other, dtype = first.setdefault(weight.megatron, (name, found))
+            if found != dtype:
+                raise CheckpointError(
+                    f"{weights.folder}: {name} is {found}, but {other} is {dtype}; a Megatron "
+                    f"checkpoint stores both as {weight.megatron}, in one precision. Save the "
+                    "model in one precision first."
+                )
+    return {key: dtype for key, (_, dtype) in first.items()}

@@ -1,0 +1,136 @@
+"""Make a conversion's units, here or in several processes, and publish the folder they form."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from megatron_vr.convert.aside import open_aside
+from megatron_vr.convert.progress import transfer_bar
+from megatron_vr.convert.units import Advance, Conversion, Unit
+from megatron_vr.errors import CheckpointError
+from megatron_vr.parallel.launch import end_with
+from megatron_vr.traces.durable import sync_file
+
+# Below this a process is not worth its start.
+WORTH_A_PROCESS = 2**31
+MOST_PROCESSES = 8
+# Room for what is no tensor: the tokenizer, tables of contents.
+SIDE_FILES = 2**26
+
+
+@dataclass(frozen=True)
+class Done:
+    """Bytes of tensors written, by this run and in all, and the seconds it took."""
+
+    written: int
+    total: int
+    seconds: float
+
+
+def carry_out(
+    conversion: Conversion, destination: str | Path, processes: int | None = None
+) -> Done:
+    """Write `conversion` as the folder `destination`, which appears when it is whole.
+
+    `processes` make units side by side (None: by size and cores). Run again after a kill, it goes
+    on after the last finished file. Raises CheckpointError where the destination is not vacant or
+    there is not enough room, and what the conversion raises; then nothing is left behind.
+    """
+    began = time.monotonic()
+    final = Path(destination).absolute()
+    with open_aside(final, conversion.identity()) as aside:
+        made = aside.results()
+        missing = [unit for unit in conversion.units if unit.name not in made]
+        _check_room(aside.folder, missing)
+        total = sum(unit.nbytes for unit in conversion.units)
+        left = sum(unit.nbytes for unit in missing)
+        with transfer_bar(final.name, total, total - left) as advance:
+            for unit, result in _make(
+                conversion, missing, aside.folder, processes or _suitable(left), advance
+            ):
+                made[unit.name] = result
+                aside.finished(unit.name, result)
+        conversion.finish(aside.folder, made)
+        aside.publish()
+    return Done(left, total, time.monotonic() - began)
+
+
+def _suitable(nbytes: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(MOST_PROCESSES, cores, nbytes // WORTH_A_PROCESS))
+
+
+def _check_room(folder: Path, units: Sequence[Unit]) -> None:
+    # What a killed run had begun of these files is written over.
+    begun = sum(path.stat().st_size for unit in units if (path := folder / unit.name).exists())
+    needed = sum(unit.nbytes for unit in units) + SIDE_FILES
+    free = shutil.disk_usage(folder).free + begun
+    if needed > free:
+        raise CheckpointError(
+            f"{folder.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are to be "
+            "written; make room or write to another disk."
+        )
+
+
+def _make(
+    conversion: Conversion, units: Sequence[Unit], folder: Path, processes: int, advance: Advance
+) -> Iterator[tuple[Unit, Any]]:
+    if min(processes, len(units)) > 1:
+        yield from _make_in_processes(conversion, units, folder, processes, advance)
+        return
+    for unit in units:
+        yield unit, _make_one(conversion, unit, folder, advance)
+
+
+def _make_one(conversion: Conversion, unit: Unit, folder: Path, advance: Advance) -> Any:
+    path = folder / unit.name
+    result = conversion.make(unit, path, advance)
+    sync_file(path)
+    return result
+
+
+def _make_in_processes(
+    conversion: Conversion, units: Sequence[Unit], folder: Path, processes: int, advance: Advance
+) -> Iterator[tuple[Unit, Any]]:
+    # Not forked: this process may have threads.
+    pool = ProcessPoolExecutor(
+        min(processes, len(units)), get_context("spawn"), end_with, (os.getpid(),)
+    )
+    with pool:
+        waiting = {
+            pool.submit(_make_one, conversion, unit, folder, _silent): unit for unit in units
+        }
+        told = 0
+        try:
+            while waiting:
+                finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                written = _written(units, folder)
+                advance(written - told)
+                told = written
+                for future in finished:
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool:
+            raise CheckpointError(
+                "a process of the conversion was killed, perhaps for want of memory; use fewer "
+                "with --processes."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _silent(amount: int) -> None:
+    """The bar is told by the process that shows it."""
+
+
+def _written(units: Sequence[Unit], folder: Path) -> int:
+    paths = [folder / unit.name for unit in units]
+    return sum(path.stat().st_size for path in paths if path.exists())
