@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megatron_vr.errors import SettingsError, VRError
+from megatron_vr.cli_convert import app as convert
+from megatron_vr.cli_errors import AsJson, guarded
+from megatron_vr.errors import SettingsError
 
 STAGES = {
     "sft": "Fine-tune the base on reference traces: π_θ0 (iteration 0).",
@@ -43,7 +43,6 @@ Overrides = Annotated[
 StartOver = Annotated[
     bool, typer.Option("--start-over", help="delete stages made under other settings")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 @app.command()
@@ -95,6 +94,9 @@ for _stage, _help in STAGES.items():
     )
 
 
+app.add_typer(convert, name="convert")
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
@@ -117,25 +119,6 @@ def doctor(as_json: AsJson = False) -> None:
             typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
         else:
             print_findings(findings)
-
-
-@contextmanager
-def guarded() -> Iterator[None]:
-    """Errors a user can act on end the command with one message and their exit code."""
-    try:
-        yield
-    except VRError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last finished part", 130)
-
-
-def _fail(message: str, code: int) -> None:
-    for line in message.splitlines():
-        typer.echo(f"megatron-vr: {line}", err=True)
-    sys.exit(code)
 
 
 def _seeds(text: str) -> list[int]:

@@ -33,7 +33,10 @@ _PLAIN = (torch.Size, torch.serialization._get_layout)
 
 
 class TensorCheckpoint:
-    """The tensors of a torch_dist checkpoint folder, read a part at a time."""
+    """The tensors of a torch_dist checkpoint folder, read a part at a time.
+
+    `objects` are the names of what else it holds.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Raises CheckpointError when `folder` is not such a checkpoint."""
@@ -49,6 +52,8 @@ class TensorCheckpoint:
             for key, stored in metadata.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata)
         }
+
+        self.objects = metadata.state_dict_metadata.keys() - self._tensors.keys()
 
     def __contains__(self, key: str) -> bool:
         return key in self._tensors

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -51,6 +51,13 @@ class LogitGap:
         if self.compute == "float32":
             return self.max_abs <= 1e-4
         return self.mean_abs <= 0.02 * self.spread and self.top1 >= 0.95
+
+
+def compute_name(text: str | None) -> Compute | None:
+    """`text` as a precision to compute in. Raises SettingsError for another."""
+    if text is None or text in get_args(Compute):
+        return cast(Compute | None, text)
+    raise SettingsError(f"--compute {text!r} is unknown; use float32 or bfloat16.")
 
 
 def prompt_ids(

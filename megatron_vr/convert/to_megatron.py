@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def convert_to_megatron(
     """
     folder = Path(source).absolute()
     architecture = read_architecture(folder)
-    check_layout(layout, architecture, layout.model_ranks)
+    # How activations are split is nothing to a checkpoint.
+    placed = replace(layout, sequence_parallel=layout.tensor > 1)
+    check_layout(placed, architecture, layout.model_ranks)
     weights = HFWeights(folder, allow_pickle=allow_pickle)
     check_tensors(weights, architecture)
     dtypes = _dtypes(weights, architecture)
