@@ -32,6 +32,14 @@ _DATA_CLASSES = (
 _PLAIN = (torch.Size, torch.serialization._get_layout)
 
 
+def check_finished(folder: Path) -> None:
+    """Raise CheckpointError unless `folder` is a checkpoint that was written to its end."""
+    if not (folder / CONTENTS).is_file():
+        raise CheckpointError(
+            f"{folder} is not a finished Megatron checkpoint: it has no {CONTENTS} file."
+        )
+
+
 class TensorCheckpoint:
     """The tensors of a torch_dist checkpoint folder, read a part at a time.
 
@@ -41,10 +49,7 @@ class TensorCheckpoint:
     def __init__(self, folder: str | Path) -> None:
         """Raises CheckpointError when `folder` is not such a checkpoint."""
         self.folder = Path(folder)
-        if not (self.folder / CONTENTS).is_file():
-            raise CheckpointError(
-                f"{self.folder} is not a finished Megatron checkpoint: it has no {CONTENTS} file."
-            )
+        check_finished(self.folder)
         metadata = _read_contents(self.folder / CONTENTS)
         self._storage: dict[Any, Any] = metadata.storage_data
         self._tensors = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_vr.convert.dist_reader import CONTENTS
+from megatron_vr.convert.dist_reader import CONTENTS, check_finished
 from megatron_vr.convert.hf_reader import INDEX, SINGLE
 from megatron_vr.convert.hf_writer import (
     SHARD_BYTES,
@@ -49,6 +49,7 @@ def convert_to_hf(
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
     folder = Path(checkpoint).absolute()
+    check_finished(folder)
     origin = Path(base).absolute() if base is not None else folder / COMPANIONS
     if base is None and not origin.is_dir():
         raise CheckpointError(

@@ -49,8 +49,8 @@ def test_the_folder_has_the_asked_shape_and_a_tokenizer(tokenizer: Any, tmp_path
     found = {name: getattr(architecture, name) for name in SHAPE}
     assert found == SHAPE
     assert (architecture.family, architecture.vocab_size) == ("qwen3", 4)
-    with HFWeights(tmp_path / "model") as stored:
-        check_tensors(stored, architecture)
+    stored = HFWeights(tmp_path / "model")
+    check_tensors(stored, architecture)
     again = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert (again.get_vocab(), again.eos_token_id) == (tokenizer.get_vocab(), 0)
 

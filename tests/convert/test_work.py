@@ -1,0 +1,263 @@
+"""A conversion survives a kill, leaves nothing half-written, and any number of processes make the
+same bytes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from megatron_vr.convert import work
+from megatron_vr.convert.to_hf import convert_to_hf
+from megatron_vr.convert.to_megatron import convert_to_megatron
+from megatron_vr.convert.units import Advance, Item, Unit, group
+from megatron_vr.convert.work import carry_out
+from megatron_vr.errors import CheckpointError
+from megatron_vr.parallel.layout import Layout
+from tests.convert.sparse import write_sparse
+from tests.convert.stored import assert_same_bits, write_folder
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A conversion of four files of one letter each, that records who made what and may go wrong
+    at one of them."""
+
+    log: Path
+    fault: str = ""
+    at: str = "c"
+    colour: str = "red"
+
+    @property
+    def units(self) -> list[Unit]:
+        return [Unit(name, 10, ()) for name in "abcd"]
+
+    def identity(self) -> dict[str, Any]:
+        return {"conversion": "letters", "colour": self.colour}
+
+    def make(self, unit: Unit, path: Path, advance: Advance) -> str:
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(unit.name)
+        path.write_text(unit.name * 5)
+        advance(5)
+        if unit.name == self.at:
+            if self.fault == "error":
+                raise CheckpointError("the source is damaged")
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "interrupt":
+                raise KeyboardInterrupt
+        path.write_text(unit.name * 10)
+        advance(5)
+        return unit.name.upper()
+
+    def finish(self, folder: Path, made: Mapping[str, Any]) -> None:
+        (folder / "index").write_text("".join(made[unit.name] for unit in self.units))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+WHOLE = {name: name * 10 for name in "abcd"} | {"index": "ABCD"}
+
+
+def killed(log: Path, destination: Path) -> int:
+    """Carry out in a process that kills itself while it writes the third file."""
+    code = f"""
+from pathlib import Path
+from megatron_vr.convert.work import carry_out
+from tests.convert.test_work import Letters
+carry_out(Letters(Path({str(log)!r}), "kill"), {str(destination)!r}, 1)
+"""
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode
+
+
+def test_after_a_kill_it_goes_on_behind_the_last_finished_file(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    assert killed(log, out) == -signal.SIGKILL
+    assert not out.exists(), "a half-written folder appeared under its final name"
+    done = carry_out(Letters(log), out, 1)
+    assert log.read_text() == "abc" + "cd", "finished files were made again, or others were not"
+    assert (done.written, done.total) == (20, 40)
+    assert contents(out) == WHOLE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]
+
+
+def test_another_conversion_does_not_go_on_with_what_was_left(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    killed(log, out)
+    carry_out(Letters(log, colour="blue"), out, 1)
+    assert log.read_text() == "abc" + "abcd"
+    assert contents(out) == WHOLE
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(Letters(log, "interrupt"), out, 1)
+    carry_out(Letters(log), out, 1)
+    assert log.read_text() == "abc" + "cd"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_leaves_nothing(processes: int, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the source is damaged"):
+        carry_out(Letters(tmp_path / "log", "error"), tmp_path / "out", processes)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"killed, perhaps for want of memory.*--processes"):
+        carry_out(Letters(tmp_path / "log", "kill"), tmp_path / "out", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_several_processes_make_the_same_folder(tmp_path: Path) -> None:
+    carry_out(Letters(tmp_path / "log"), tmp_path / "out", 3)
+    assert contents(tmp_path / "out") == WHOLE
+    assert sorted((tmp_path / "log").read_text()) == list("abcd")
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    aside = tmp_path / ".out.converting"
+    aside.mkdir()
+    descriptor = os.open(aside, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(CheckpointError, match="another process is writing"):
+            carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+    finally:
+        os.close(descriptor)
+
+
+def test_too_little_room_is_known_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(free=work.SIDE_FILES + 39)
+    monkeypatch.setattr("megatron_vr.convert.work.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(CheckpointError, match=r"GB free, but .* GB are to be written"):
+        carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+    assert list(tmp_path.iterdir()) == []
+    usage.free += 1
+    carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: writes fail in the same way."""
+    source = write_folder(tmp_path / "hf")
+    code = f"""
+import resource, signal
+from megatron_vr.convert.to_megatron import convert_to_megatron
+from megatron_vr.parallel.layout import Layout
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+convert_to_megatron({str(source)!r}, {str(tmp_path / "out")!r}, Layout())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Else they would write beside the run that goes on."""
+    code = f"""
+from pathlib import Path
+import time
+from megatron_vr.convert.work import carry_out
+from tests.convert.test_work import Slow
+if __name__ == "__main__":
+    carry_out(Slow(Path({str(tmp_path / "log")!r})), {str(tmp_path / "out")!r}, 2)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": "."})
+    log = tmp_path / "log"
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    workers = [int(pid) for pid in log.read_text().split()]
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(alive(pid) for pid in workers))
+
+
+@dataclass(frozen=True)
+class Slow(Letters):
+    """Files that take for ever; the log has the processes."""
+
+    def make(self, unit: Unit, path: Path, advance: Advance) -> str:
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"{os.getpid()}\n")
+        time.sleep(600)
+        return ""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen within a minute"
+        time.sleep(0.05)
+
+
+def test_a_real_conversion_in_several_processes_is_the_same(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "hf", "qwen3_moe", shards="100KB")
+    convert_to_megatron(source, tmp_path / "m", Layout(), processes=2, file_bytes=100_000)
+    assert len(list((tmp_path / "m").glob("__0_*.distcp"))) > 3
+    convert_to_hf(tmp_path / "m", tmp_path / "back", processes=2, shard_bytes=100_000)
+    assert_same_bits(source, tmp_path / "back")
+
+
+def test_units_are_cut_at_stages_and_sizes() -> None:
+    items = [Item((str(number), ()), 4, stage) for number, stage in enumerate([0, 0, 0, 1, 1, 2])]
+    names = [[item.parameter[0] for item in unit] for unit in group(items, 8)]
+    assert names == [["0", "1"], ["2"], ["3", "4"], ["5"]]
+    assert [len(unit) for unit in group(items, 1)] == [1] * 6, "a parameter is never cut"
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """At most twice the largest tensor and 0.7 GB, for a model of more than that."""
+    source = write_sparse(tmp_path / "hf")
+    largest = 64 * 2**20
+    total = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    allowed = 2 * largest + 0.7 * GB
+    assert total > 1.4 * allowed, "the model is too small to tell"
+    code = f"""
+import sys
+from pathlib import Path
+from megatron_vr.convert.to_hf import convert_to_hf
+from megatron_vr.convert.to_megatron import convert_to_megatron
+from megatron_vr.parallel.layout import Layout
+source, megatron, out = {str(source)!r}, {str(tmp_path / "m")!r}, {str(tmp_path / "out")!r}
+if sys.argv[1] == "to-megatron":
+    convert_to_megatron(source, megatron, Layout(tensor=2, pipeline=2), processes=1)
+else:
+    convert_to_hf(megatron, out, processes=1)
+# Not what getrusage says: that counts the process which started this one too.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+    for step in ("to-megatron", "to-hf"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, step], capture_output=True, text=True, check=True
+        )
+        used = int(done.stdout)
+        assert used < allowed, f"{step}: {used / GB:.2f} GB for a model of {total / GB:.2f} GB"
