@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ _DATA_CLASSES = (
     "torch.distributed.checkpoint.planner",
     "torch.distributed.checkpoint.filesystem",
 )
-_PLAIN = (torch.Size, torch.serialization._get_layout)
+_PLAIN = (torch.Size, torch.serialization._get_layout, PosixPath)
 
 
 def check_finished(folder: Path) -> None:
@@ -133,7 +133,8 @@ class _Contents(pickle.Unpickler):
     """Unpickles what tables of contents are made of, and nothing that could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if module.split(".")[0] == "torch" else None
+        root = module.split(".")[0]
+        found = super().find_class(module, name) if root in ("torch", "pathlib") else None
         plain = isinstance(found, torch.dtype) or any(found is known for known in _PLAIN)
         data = isinstance(found, type) and found.__module__ == module and module in _DATA_CLASSES
         if not (plain or data):

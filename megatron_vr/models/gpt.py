@@ -17,7 +17,7 @@ from torch.nn.functional import silu
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.models.log_prob import Head, Targets, log_probs_at
 from megatron_vr.models.plain_layers import SharedPromptPack
-from megatron_vr.models.spec import SpecName, check_spec, layer_spec
+from megatron_vr.models.spec import SpecName, check_spec, expert_fields, layer_spec
 from megatron_vr.parallel.layout import Layout
 
 DTypeName = Literal["float32", "bfloat16"]
@@ -171,6 +171,8 @@ def _build_stage(
         share_embeddings_and_output_weights=architecture.tied,
         position_embedding_type="rope",
         rotary_base=architecture.rope_theta,
+        rope_scaling=architecture.rope_factor is not None,
+        rope_scaling_factor=architecture.rope_factor or 1.0,
         vp_stage=vp_stage,
         true_vocab_size=architecture.vocab_size,
         log_prob_chunk=log_prob_chunk,
@@ -212,6 +214,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         params_dtype=params_dtype,
         bf16=dtype == "bfloat16",
+        **expert_fields(architecture.experts, spec),
         **_parallel_fields(layout, params_dtype),
         **_device_fields(spec),
         **_RECOMPUTE[recompute],
@@ -228,10 +231,8 @@ def _parallel_fields(layout: Layout, params_dtype: torch.dtype) -> dict[str, Any
     }
     if layout.pipeline > 1:
         fields["pipeline_dtype"] = params_dtype
-        # Packs differ in length, so stages tell each other shapes. Megatron then insists on this
-        # dispatcher for experts, though there are none.
+        # Packs differ in length, so stages tell each other shapes.
         fields["variable_seq_lengths"] = True
-        fields["moe_token_dispatcher_type"] = "alltoall"
     if layout.virtual_pipeline:
         # Interleaved stages otherwise exchange activations and gradients in one batch, and with
         # two pipeline ranks, each other's only neighbour, one is taken for the other.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Any, Literal
 
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -17,6 +18,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_vr.errors import SettingsError
+from megatron_vr.models.architecture import Experts
 from megatron_vr.models.plain_layers import PlainAttention, RMSNorm
 from megatron_vr.parallel.layout import Layout
 
@@ -40,6 +42,27 @@ def shares_prompts(name: str, layout: Layout) -> bool:
     return name == "plain" and layout.context == 1
 
 
+def expert_fields(experts: Experts | None, name: SpecName) -> dict[str, Any]:
+    """Megatron's settings for `experts`: every token reaches all experts that it chose, and their
+    probabilities are computed in float32. The loss is ours alone: nothing is added to it that
+    balances the experts."""
+    # Pipeline stages that tell each other shapes want this dispatcher, experts or not.
+    fields: dict[str, Any] = {"moe_token_dispatcher_type": "alltoall"}
+    if experts is None:
+        return fields
+    return fields | {
+        "num_moe_experts": experts.count,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "moe_router_topk": experts.per_token,
+        # The softmax over the chosen experts alone is that over all of them, normalised.
+        "moe_router_pre_softmax": not experts.normalised,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": name == "te",
+    }
+
+
 def layer_spec(
     name: SpecName, config: TransformerConfig, vp_stage: int | None = None
 ) -> ModuleSpec | TransformerBlockSubmodules:
@@ -50,12 +73,26 @@ def layer_spec(
     """
     check_spec(name)
     if name == "te":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            qk_layernorm=config.qk_layernorm,
+        )
     layer = get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization
+        num_experts=config.num_moe_experts,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
     )
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    if config.num_moe_experts:
+        # Without Transformer Engine 0.16 leaves this name undefined that its router looks at.
+        vars(moe_utils).setdefault("te_general_gemm", None)
+        # Megatron renames this norm as if the MLP's first projection held it; experts' does not.
+        keys = parts.sharded_state_dict_keys_map
+        parts.sharded_state_dict_keys_map = {
+            key: name for key, name in keys.items() if not key.startswith("pre_mlp_layernorm")
+        }
     attention = parts.self_attention.submodules
     attention.core_attention = PlainAttention
     if config.qk_layernorm:

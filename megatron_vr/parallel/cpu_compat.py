@@ -51,6 +51,7 @@ def enable_cpu() -> None:
     if hasattr(torch.cuda.current_device, _MARK):
         return
     _answer_device_queries()
+    _answer_streams()
     _answer_factories()
     _answer_random_state()
 
@@ -68,6 +69,25 @@ def _answer_device_queries() -> None:
     # The mixed-precision optimizers sort parameters by the string that Tensor.type() returns, and
     # know the CUDA strings only.
     _answer_megatron(torch.Tensor, "type", _cuda_type)
+
+
+class _NoStream:
+    """A stream, and an event of it, on which everything is done when it is asked for."""
+
+    def wait_stream(self, stream: object) -> None:
+        """Nothing runs beside."""
+
+    def record_event(self) -> _NoStream:
+        return self
+
+    def synchronize(self) -> None:
+        """Nothing runs beside."""
+
+
+def _answer_streams() -> None:
+    # Experts' token counts are copied to the host on a stream that the dispatchers share.
+    dispatchers = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
+    dispatchers.MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = _NoStream()
 
 
 def _answer_megatron(owner: Any, name: str, answer: Callable[..., Any]) -> None:

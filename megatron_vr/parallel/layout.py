@@ -57,10 +57,21 @@ def check_layout(layout: Layout, architecture: Architecture, world_size: int) ->
     Pure: to be called before any process group exists.
     """
     _check_counts(layout)
+    experts = architecture.experts
+    if experts is not None and layout.tensor > 1 and not layout.sequence_parallel:
+        raise SettingsError(
+            f"parallel.tensor={layout.tensor} without parallel.sequence=true cannot split a model "
+            "with experts; set parallel.sequence=true, or parallel.tensor=1."
+        )
+    units = (
+        ("MLP units", architecture.ffn_hidden_size)
+        if experts is None
+        else ("MLP units of an expert", experts.ffn_hidden_size)
+    )
     for what, size in (
         ("attention heads", architecture.heads),
         ("key/value heads", architecture.kv_heads),
-        ("MLP units", architecture.ffn_hidden_size),
+        units,
     ):
         if size % layout.tensor:
             raise SettingsError(

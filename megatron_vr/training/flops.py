@@ -19,7 +19,8 @@ class ModelFlops:
     """Operations of a model's matrix products, two for each multiply and add.
 
     `projections` are those of one token in all layers: queries, keys, values, attention output,
-    gate, up and down. `attention` are those of one pair of a query and a key in all layers: QKᵀ
+    gate, up and down, or, where there are experts, the router and those of the experts that a token
+    chooses. `attention` are those of one pair of a query and a key in all layers: QKᵀ
     and PV of every head. `head` are those of one position projected to the vocabulary. Norms,
     activations, rotary positions and the softmax are no matrix products and are left out.
     """
@@ -35,7 +36,11 @@ class ModelFlops:
         queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
         weights = a.hidden_size * (queries + 2 * keys)
         weights += queries * a.hidden_size
-        weights += 3 * a.hidden_size * a.ffn_hidden_size
+        if a.experts is None:
+            weights += 3 * a.hidden_size * a.ffn_hidden_size
+        else:
+            weights += a.hidden_size * a.experts.count
+            weights += 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.per_token
         return ModelFlops(
             projections=2 * a.layers * weights,
             attention=4 * a.layers * queries,

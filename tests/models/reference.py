@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 # Odd, so that two tensor ranks must pad it.
 VOCABULARY = 131
+
+# What only some families have.
+_OWN: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 24},
+    "qwen3_moe": {
+        "head_dim": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+}
 
 
 def tiny_model(family: str, tied: bool, seed: int = 0, **changes: Any) -> Any:
@@ -27,13 +41,11 @@ def tiny_model(family: str, tied: bool, seed: int = 0, **changes: Any) -> Any:
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": tied,
         "initializer_range": 0.15,
-    } | changes
+    }
+    config = AutoConfig.for_model(family, **shape | _OWN[family] | changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if family == "qwen3":
-            model = Qwen3ForCausalLM(Qwen3Config(head_dim=24, **shape))
-        else:
-            model = Qwen2ForCausalLM(Qwen2Config(**shape))
+        model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
@@ -48,7 +60,9 @@ def label_log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def save_gradients(model: Any, folder: Path) -> None:
-    """The model's gradients, saved as if they were its weights."""
-    model.config.save_pretrained(folder)
-    tensors = {name: parameter.grad for name, parameter in model.named_parameters()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    """The model's gradients, saved as if they were its weights, under the names that those have."""
+    gradients = deepcopy(model)
+    with torch.no_grad():
+        for kept, parameter in zip(gradients.parameters(), model.parameters(), strict=True):
+            kept.copy_(parameter.grad)
+    gradients.save_pretrained(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture, parse_architecture, read_architecture
@@ -77,7 +77,7 @@ def test_published_qwen3_and_qwen25_configs_are_read() -> None:
     assert (qwen25.qk_norm, qwen25.qkv_bias) == (False, True)
 
 
-@pytest.mark.parametrize("config_class", [Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("config_class", [LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig])
 def test_the_files_that_the_installed_transformers_writes_are_read(
     config_class: Any, tmp_path: Path
 ) -> None:
@@ -90,7 +90,8 @@ def test_the_files_that_the_installed_transformers_writes_are_read(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "model_type='llama'"),
+        ({"model_type": "mistral"}, "model_type='mistral'"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "architectures=.*Classification"),
         ({"model_type": None}, "model_type=None"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),

@@ -17,12 +17,25 @@ from megatron_vr.models.gpt import build_model, transformer_config
 from megatron_vr.models.log_prob import Targets
 from megatron_vr.models.spec import check_spec
 from megatron_vr.parallel.layout import Layout
-from tests.models.reference import VOCABULARY, label_log_probs, tiny_model
+from tests.models.reference import VOCABULARY, label_log_probs, save_gradients, tiny_model
 
 pytestmark = pytest.mark.usefixtures("megatron")
 
 # One long sequence and many short ones: attended in more than one batch.
 LENGTHS = [60, 3, 1, 5, 4, 17, 2]
+
+# Scaled frequencies as those of Llama 3.1.
+LLAMA3: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "max_position_embeddings": 16384,
+}
 
 
 def build(architecture: Architecture, **changes: Any) -> Any:
@@ -74,9 +87,22 @@ def packed_log_probs(model: Any, ids: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_logits_equal_transformers(family: str, tied: bool, tmp_path: Path) -> None:
-    reference = tiny_model(family, tied)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("llama", LLAMA3),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("qwen3_moe", {"norm_topk_prob": True}),
+        ("qwen3_moe", {"norm_topk_prob": False}),
+    ],
+    ids=["llama", "llama3", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe-not-normalised"],
+)
+def test_logits_equal_transformers(
+    family: str, changes: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    reference = tiny_model(family, tied, **changes)
     model = loaded(reference, tmp_path)
     ids = torch.randint(0, VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(1))
     positions = torch.arange(20).expand(3, -1)
@@ -87,7 +113,26 @@ def test_logits_equal_transformers(family: str, tied: bool, tmp_path: Path) -> N
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_scaled_frequencies_of_llama_3_are_those_of_transformers(
+    factor: float, tmp_path: Path
+) -> None:
+    rope = LLAMA3["rope_parameters"] | {"factor": factor}
+    changes = LLAMA3 | {"rope_parameters": rope, "head_dim": 128, "num_hidden_layers": 1}
+    reference = tiny_model("llama", True, **changes)
+    reference.config.save_pretrained(tmp_path)
+    found = build(read_architecture(tmp_path)).rotary_pos_emb.rotary.inv_freq
+    expected = reference.model.rotary_emb.inv_freq
+    unscaled = 1 / rope["rope_theta"] ** (torch.arange(0, 128, 2) / 128)
+    assert (unscaled / expected).max() > 0.99 * factor, "the reference does not scale"
+    assert (unscaled / expected).min() < 1.01, "the reference scales all alike"
+    assert found.equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen3", True), ("qwen2", False), ("llama", True), ("qwen3_moe", False)],
+)
 def test_a_pack_gives_each_sequences_own_log_probs_and_gradients(
     family: str, tied: bool, tmp_path: Path
 ) -> None:
@@ -100,22 +145,22 @@ def test_a_pack_gives_each_sequences_own_log_probs_and_gradients(
     coefficients = torch.linspace(-1, 1, len(found))
     (coefficients @ found).backward()
     (coefficients @ expected).backward()
-    # Parameters that are the same in both: the embedding and the last norm see every path.
-    pairs = [
-        (model.embedding.word_embeddings.weight, reference.model.embed_tokens.weight),
-        (model.decoder.final_layernorm.weight, reference.model.norm.weight),
-        (
-            model.decoder.layers[0].mlp.linear_fc2.weight,
-            reference.model.layers[0].mlp.down_proj.weight,
-        ),
-    ]
-    for ours, theirs in pairs:
-        scale = float(theirs.grad.abs().max())
-        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5 * scale, rtol=0)
+    save_gradients(reference, tmp_path / "gradients")
+    architecture = read_architecture(tmp_path)
+    gradients = build(architecture)
+    load_hf([gradients], tmp_path / "gradients", architecture)
+    wanted = dict(gradients.named_parameters())
+    for name, parameter in model.named_parameters():
+        expected_gradient = wanted[name].detach()
+        scale = float(expected_gradient.abs().max())
+        assert scale > 0, f"{name} has no gradient: it is not tested"
+        error = float((parameter.grad - expected_gradient).abs().max()) / scale
+        assert error < 1e-5, f"the gradient of {name} is off by {error:.1e} of its largest"
 
 
-def test_bfloat16_differs_from_float32_by_rounding_only(tmp_path: Path) -> None:
-    reference = tiny_model("qwen3", False)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_bfloat16_differs_from_float32_by_rounding_only(family: str, tmp_path: Path) -> None:
+    reference = tiny_model(family, False)
     model = loaded(reference, tmp_path, dtype="bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     with torch.no_grad():

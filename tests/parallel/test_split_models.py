@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megatron_vr.convert.export import export_hf
+from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.parallel.layout import Layout
 from tests.parallel.launch import run_ranks
@@ -46,10 +46,15 @@ CASES = [
     Case("qwen2", False, Layout(tensor=2, sequence_parallel=True)),
     Case("qwen3", True, Layout(pipeline=2), recompute="selective"),
     Case("qwen2", False, Layout(pipeline=2, virtual_pipeline=2)),
+    Case("llama", False, Layout(tensor=2)),
+    Case("llama", True, Layout(pipeline=2)),
+    Case("qwen3_moe", False, Layout(tensor=2, sequence_parallel=True), recompute="full"),
+    Case("qwen3_moe", True, Layout(pipeline=2), recompute="selective"),
+    Case("qwen3_moe", True, Layout(pipeline=2, virtual_pipeline=2)),
 ]
 
 # Whose checkpoints are exported again: sharded over tensor ranks, and over virtual stages.
-SAVED = (CASES[1], CASES[5])
+SAVED = (CASES[1], CASES[5], CASES[8], CASES[10])
 
 
 def sequences() -> list[list[torch.Tensor]]:
@@ -222,7 +227,7 @@ def test_a_checkpoint_of_a_split_model_exports_the_source_bit_for_bit(
 ) -> None:
     source, destination = folder / case.model, folder / f"{case}-exported"
     checkpoint = folder / f"{case}-checkpoint"
-    export_hf(checkpoint, read_architecture(source), source, destination, "float32")
+    convert_to_hf(checkpoint, destination, base=source, processes=1)
     expected, found = (load_file(path / "model.safetensors") for path in (source, destination))
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

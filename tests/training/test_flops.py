@@ -28,13 +28,18 @@ QWEN3_0_6B = Architecture(
     norm_eps=1e-6,
     tied=True,
 )
-FAMILIES = pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen2", False)])
+FAMILIES = pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen3", True), ("qwen2", False), ("llama", False), ("qwen3_moe", False)],
+)
 
 
 def eager(family: str, tied: bool) -> tuple[Any, ModelFlops]:
-    """A model that writes its attention out as matrix products, and its operations."""
+    """A model that writes its attention, and each expert, out as matrix products that are counted,
+    and its operations."""
     model = tiny_model(family, tied)
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
     return model, ModelFlops.of(parse_architecture(model.config.to_dict(), "the test"))
 
 

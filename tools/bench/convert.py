@@ -39,6 +39,15 @@ SHAPES = {
         "num_attention_heads": 28,
         "num_key_value_heads": 4,
     },
+    # Qwen2.5-1.5B's, untied.
+    "1.5b": {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
     "small": {
         "vocab_size": 32768,
         "hidden_size": 1024,
