@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 REASONING_GYM = ["reasoning-gym>=0.1.20"]
+# modelopt imports requests and does not ask for it. The FP8 of its 0.40 overflows on a CPU.
+QUANT = ["nvidia-modelopt>=0.47", "requests"]
 
 setup(
     name="megatron-vr",
@@ -47,11 +49,12 @@ setup(
         "gpu": ["transformer-engine[pytorch]>=2.8"],
         "vllm": ["vllm>=0.10"],
         "sglang": ["sglang>=0.5"],
-        "quant": ["nvidia-modelopt>=0.40"],
+        "quant": QUANT,
         "wandb": ["wandb"],
         "reasoning-gym": REASONING_GYM,
         "test": [
             *REASONING_GYM,
+            *QUANT,
             "pytest",
             "pytest-xdist",
             "pytest-timeout",

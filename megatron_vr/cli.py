@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from megatron_vr.cli_convert import app as convert
+from megatron_vr.cli_convert import quantize
 from megatron_vr.cli_errors import AsJson, guarded
 from megatron_vr.errors import SettingsError
 
@@ -40,6 +41,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="settings laid over the file, as in `train.steps=100`", show_default=False),
 ]
+Iteration = Annotated[int, typer.Option(help="t of Algorithm 1")]
+Arm = Annotated[str, typer.Option(help="row of the results table")]
 StartOver = Annotated[
     bool, typer.Option("--start-over", help="delete stages made under other settings")
 ]
@@ -76,8 +79,8 @@ def _stage_command(stage: str) -> Callable[..., None]:
     def command(
         config: Config,
         overrides: Overrides = None,
-        iteration: Annotated[int, typer.Option(help="t of Algorithm 1")] = 1,
-        arm: Annotated[str, typer.Option(help="row of the results table")] = "variational",
+        iteration: Iteration = 1,
+        arm: Arm = "variational",
         start_over: StartOver = False,
     ) -> None:
         from megatron_vr.cli_run import run_stage
@@ -88,13 +91,54 @@ def _stage_command(stage: str) -> Callable[..., None]:
     return command
 
 
+@app.command("export", help=f"{STAGES['export']} One stage of `run`; its inputs must be done.")
+def export(
+    config: Config,
+    overrides: Overrides = None,
+    iteration: Iteration = 1,
+    arm: Arm = "variational",
+    start_over: StartOver = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="then upload the model to the hub, with a model card written from the run",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="with --push: where everyone can read it")
+    ] = False,
+) -> None:
+    """One stage of `run`, and the way to the hub."""
+    with guarded():
+        if public and push is None:
+            raise SettingsError("--public says how to push; give --push ORG/NAME too")
+        if push is not None:
+            # Its bars are for people; the hub's library reads this when it is imported.
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
+            from megatron_vr.cli_run import push_model
+            from megatron_vr.convert.hub import check_repo
+
+            check_repo(push)
+        from megatron_vr.cli_run import run_stage
+
+        run_stage("export", config, overrides or [], iteration, arm, start_over)
+        if push is not None:
+            address = push_model(config, overrides or [], iteration, arm, push, not public)
+            if address:
+                typer.echo(address)
+
+
 for _stage, _help in STAGES.items():
+    if _stage == "export":
+        continue
     app.command(_stage, help=f"{_help} One stage of `run`; its inputs must be done.")(
         _stage_command(_stage)
     )
 
 
 app.add_typer(convert, name="convert")
+app.command()(quantize)
 
 
 @app.command()

@@ -144,6 +144,57 @@ def check(
     raise typer.Exit(0 if verdict.same else 1)
 
 
+def quantize(
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder to read", show_default=False)],
+    destination: Destination,
+    to: Annotated[str, typer.Option("--format", help="fp8: float8_e4m3fn weights and inputs")] = (
+        "fp8"
+    ),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL whose lines have `text`, `question` or `messages`: what the model will "
+            "read and write  [default: the model's own continuations of built-in prompts]"
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="texts to calibrate on, at most")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens of each, at most")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="of the choice of texts")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write a quantised release of a Hugging Face folder, in the layout that vLLM and SGLang read.
+
+    Scales come from nvidia-modelopt. What was written is read back and must compute what was
+    quantised before the folder appears.
+
+    Example: `megatron-vr quantize my-model my-model-fp8 --format fp8 --calibration traces.jsonl`
+    """
+    with guarded():
+        from megatron_vr.convert.quantise import quantise
+
+        done = quantise(
+            source,
+            destination,
+            format=to,
+            calibration=calibration,
+            max_tokens=max_tokens,
+            samples=samples,
+            seed=seed,
+        )
+        if as_json:
+            typer.echo(json.dumps(asdict(done) | {"folder": str(destination)}, indent=1))
+            return
+        apart = done.unquantised
+        typer.echo(
+            f"{destination}: {decimal(done.bytes_before)} → {decimal(done.bytes_after)}, "
+            f"{done.matrices} matrices in {to}; read back, it computes what was quantised (logits "
+            f"within {done.reload.max_abs:.1e}). Against the source, over {done.compared_tokens} "
+            f"tokens{'' if done.held_out else ' of the calibration'}: logits differ by "
+            f"{apart.mean_abs:.3f} on average, {apart.max_abs:.3f} at most; the same token is "
+            f"preferred at {apart.top1_agreement:.1%}"
+        )
+
+
 @contextmanager
 def _in_flags() -> Iterator[None]:
     """Messages about a layout name the settings of a run; here they are flags."""

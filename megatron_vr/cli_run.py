@@ -80,6 +80,18 @@ def run_stage(
         _work_or_launch(prepared, nodes, arguments, start_over, interrupt)
 
 
+def push_model(
+    config: Path, overrides: Sequence[str], iteration: int, arm: str, repo: str, private: bool
+) -> str | None:
+    """Upload the exported model of a row with its card; the commit's address, on the main rank."""
+    from megatron_vr.algorithm.release import push_export
+
+    if is_launched() and (is_launched_by_us() or not World.from_environment().is_main):
+        return None
+    prepared = prepare(load_settings(config, overrides))
+    return push_export(prepared, arm, iteration, repo, private=private)
+
+
 @contextmanager
 def _stoppable() -> Iterator[Interrupt]:
     interrupt = Interrupt()

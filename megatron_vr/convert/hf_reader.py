@@ -66,12 +66,6 @@ class HFWeights:
         self.folder = Path(folder)
         self._shards = self._open(allow_pickle)
 
-    def __enter__(self) -> HFWeights:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._shards = {}
-
     @property
     def files(self) -> list[Path]:
         """The files that hold the tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class EmbeddedEngine(Engine):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} has no config.json; give a Hugging Face model folder")
+        _refuse_fp8(folder)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -184,3 +186,14 @@ class _BatchRun:
         self._uniforms.keep(kept)
         self._rows = [self._rows[row] for row in kept]
         return tokens[rows]
+
+
+def _refuse_fp8(folder: Path) -> None:
+    """Transformers loads an FP8 release of modelopt without its scales: another model."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    quantised = config.get("quantization_config") or {}
+    if quantised.get("quant_method") == "modelopt":
+        raise CheckpointError(
+            f"{folder} is quantised ({quantised.get('quant_algo')}), which this engine does not "
+            "compute; take the folder it was made from, or serve it with vLLM or SGLang"
+        )

@@ -102,6 +102,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(
     bare = write_source(tmp_path / "bare", "qwen3", False, torch.float32)
     for path in bare.glob("tokenizer*"):
         path.unlink()
+    experts = write_source(tmp_path / "experts", "qwen3_moe", False, torch.float32)
     texts = write_texts(tmp_path / "texts.jsonl", TEXTS[:1])
     before = sorted(tmp_path.iterdir())
 
@@ -116,6 +117,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(
     refused(SettingsError, "samples=0", samples=0)
     refused(SettingsError, "has no tokenizer", folder=bare)
     refused(CheckpointError, "exists and is not empty", destination=taken)
+    refused(CheckpointError, "mixture of experts", folder=experts)
     refused(CheckpointError, "config.json does not exist", folder=tmp_path)
     assert (taken / "notes.txt").read_text() == "mine"
     monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)

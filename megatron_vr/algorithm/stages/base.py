@@ -33,7 +33,10 @@ def _download(name: str, destination: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
+    wanted = [
+        *("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"),
+        *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+    ]
     try:
         snapshot_download(name, local_dir=destination, allow_patterns=wanted)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
