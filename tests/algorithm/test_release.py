@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,12 @@ from huggingface_hub import ModelCard
 
 from megatron_vr.algorithm.plan import make_plan
 from megatron_vr.algorithm.release import card_facts, push_export
-from megatron_vr.algorithm.run import Prepared, prepare
-from megatron_vr.config.load import load_settings
+from megatron_vr.algorithm.run import Prepared
 from megatron_vr.errors import CheckpointError, SettingsError, StageError
 from megatron_vr.problems.prompts import load_format
 from megatron_vr.problems.tokenizer import load_tokenizer
 from megatron_vr.report.model_card import CardFacts, ResultRow
-from tests.algorithm.tiny_run import SMALL, TOY, run
+from tests.algorithm.tiny_run import ROOT, command, environment, run
 from tests.convert.hub_client import connect
 from tests.convert.hub_server import Hub, serve
 from tests.report.card_reader import blocks, tables, text
@@ -201,14 +201,43 @@ def test_the_prompt_of_the_card_is_the_one_that_was_trained(full: Written, model
     assert tokenizer.convert_tokens_to_ids(facts.end) == prompts.end_ids[0]
 
 
+def export_command(folder: Path, hub: Hub, *options: str) -> subprocess.CompletedProcess[str]:
+    """`megatron-vr export` of the run in `folder`, with the stand-in as its hub."""
+    place = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return subprocess.run(
+        [*command(folder, "comparisons={}", verb="export"), *options],
+        capture_output=True,
+        text=True,
+        env=environment() | place,
+        timeout=280,
+        cwd=ROOT,
+    )
+
+
+def test_a_push_without_a_name_or_token_stops_before_anything_is_done(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = export_command(tmp_path / "run", hub, "--public")
+    assert (done.returncode, "--push ORG/NAME" in done.stderr) == (2, True), done.stderr
+    done = export_command(tmp_path / "run", hub, "--push", "not a name")
+    assert (done.returncode, "no name of a repository" in done.stderr) == (2, True), done.stderr
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    done = export_command(tmp_path / "run", hub, "--push", "org/name")
+    assert (done.returncode, "hf auth login" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
+    assert hub.requests == []
+
+
 def test_a_real_run_is_pushed_and_its_model_loads_from_what_arrived(
     hub: Hub, tmp_path: Path
 ) -> None:
     folder = tmp_path / "real"
     done = run(folder, "comparisons={}")
     assert done.returncode == 0, done.stderr
-    settings = load_settings(TOY, [f"run.folder={folder}", *SMALL, "comparisons={}"])
-    push_export(prepare(settings), "variational", 1, "org/name", endpoint=hub.address)
+    pushed = export_command(folder, hub, "--push", "org/name")
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.strip().endswith(hub.repos["org/name"].commits[-1][0])
     files = hub.repos["org/name"].files
     export = folder / "iteration-1" / "export-policy" / "model"
     assert {file.name: file.read_bytes() for file in export.iterdir()}.items() <= files.items()
