@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path, PosixPath
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_vr.convert.mapped import map_tensor
 from megatron_vr.convert.maps import Index
 from megatron_vr.errors import CheckpointError
 
@@ -109,10 +112,8 @@ class TensorCheckpoint:
         if getattr(stored, "transform_descriptors", None):
             raise CheckpointError(f"{path} is compressed; save the checkpoint without extensions.")
         try:
-            with open(path, "rb", buffering=0) as file:
-                window: Any = _Window(file, stored.offset, stored.length)
-                piece = torch.load(window, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            piece = _map_saved(path, stored.offset, stored.length)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: {key} cannot be read ({reason}).") from error
         return _narrowed(piece, item.storage_offsets, item.lengths)
@@ -140,6 +141,22 @@ class _Contents(pickle.Unpickler):
         if not (plain or data):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a table of contents")
         return found
+
+
+def _map_saved(path: Path, begin: int, length: int) -> Tensor:
+    """The tensor that `torch.save` wrote at `begin`: a zip archive, its storage uncompressed."""
+    with open(path, "rb", buffering=0) as file:
+        window: Any = _Window(file, begin, length)
+        described = torch.load(window, map_location="meta", weights_only=True)
+        with ZipFile(window) as archive:
+            (record,) = (r for r in archive.infolist() if r.filename.endswith("/data/0"))
+        # Behind the record's own header, whose last two fields are the lengths of what follows it.
+        window.seek(record.header_offset + 26)
+        name, extra = struct.unpack("<HH", window.read(4))
+    data = begin + record.header_offset + 30 + name + extra
+    elements = record.file_size // described.element_size()
+    storage = map_tensor(path, data, (elements,), described.dtype)
+    return storage.as_strided(described.shape, described.stride(), described.storage_offset())
 
 
 def _narrowed(tensor: Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> Tensor:

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_vr.convert.mapped import with_own_storage
 from megatron_vr.traces.durable import sync_file
 
 _BACKEND = {
@@ -57,9 +58,7 @@ def write_piece(
 ) -> Piece:
     """Append `block` of tensor `key`, in file `name`; offsets and sizes have all its axes."""
     begin = file.tell()
-    # A view would be written with all of the storage behind it.
-    owned = block.numel() * block.element_size() == block.untyped_storage().nbytes()
-    torch.save(block if owned and block.is_contiguous() else block.clone().contiguous(), file)
+    torch.save(with_own_storage(block), file)
     return {
         "key": key,
         "offsets": list(offsets),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_vr.convert.mapped import map_tensor
 from megatron_vr.errors import CheckpointError
 
 # Pages that were read stay with the process until the map is closed, so `release` closes it.
 MAPPED = 2**26
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_CONVERTED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_READ = _CONVERTED | {"F8_E4M3": torch.float8_e4m3fn}
 
 
 class Shard(Protocol):
@@ -53,57 +56,52 @@ def open_shard(path: Path) -> Shard:
 
 
 class SafetensorsShard:
-    """A safetensors file."""
+    """A safetensors file: the length of its header in 8 bytes, the header as JSON, the tensors."""
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError when the file is truncated or not of this format."""
         self.path = path
-        self._read = 0
-        self._file: Any = self._open()
-        self._names = set(self._file.keys())
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # it checks the header against the file
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header: dict[str, Any] = json.loads(file.read(length))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); it may be truncated: copy or download it again."
+            ) from None
+        header.pop("__metadata__", None)
+        self._header = header
+        self._data = 8 + length
 
     def names(self) -> set[str]:
         """The names of its tensors."""
-        return self._names
+        return set(self._header)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape."""
-        return tuple(self._opened().get_slice(name).get_shape())
+        return tuple(self._header[name]["shape"])
 
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's precision. Raises CheckpointError for one that is not converted."""
-        stored = self._opened().get_slice(name).get_dtype()
-        if stored not in _DTYPES:
+        stored = self._header[name]["dtype"]
+        if stored not in _CONVERTED:
             raise CheckpointError(
                 f"{self.path}: tensor {name} is stored as {stored}; only float32, bfloat16 and "
                 "float16 are converted. Take the folder of the model before it was quantised."
             )
-        return _DTYPES[stored]
+        return _CONVERTED[stored]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor; a view of the map."""
-        found: Tensor = self._opened().get_tensor(name)
-        self._read += found.nbytes
-        return found
+        """A tensor, a map of its own: its memory goes when it is dropped."""
+        stored = self._header[name]["dtype"]
+        dtype = _READ[stored] if stored in _READ else self.dtype(name)
+        begin = self._data + self._header[name]["data_offsets"][0]
+        return map_tensor(self.path, begin, self.shape(name), dtype)
 
     def release(self) -> None:
-        """Close the map where much of it was read; the next read opens it again."""
-        if self._read > MAPPED:
-            self._file, self._read = None, 0
-
-    def _opened(self) -> Any:
-        if self._file is None:
-            self._file = self._open()
-        return self._file
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read ({error}); it may be truncated: copy or download it "
-                "again."
-            ) from None
+        """Nothing is kept."""
 
 
 class PickledShard:
@@ -127,7 +125,7 @@ class PickledShard:
     def dtype(self, name: str) -> torch.dtype:
         """A tensor's precision. Raises CheckpointError for one that is not converted."""
         found = self._opened()[name].dtype
-        if found not in _DTYPES.values():
+        if found not in _CONVERTED.values():
             raise CheckpointError(f"{self.path}: tensor {name} is stored as {found}.")
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from megatron_vr.convert.maps import (
     stack_shape,
     weight_map,
 )
-from megatron_vr.convert.transforms import to_megatron
+from megatron_vr.convert.transforms import row_parts, take_rows
 from megatron_vr.convert.units import Advance, Item, Unit, group
 from megatron_vr.convert.work import Done, carry_out
 from megatron_vr.errors import CheckpointError
@@ -108,14 +108,14 @@ class ToMegatron:
         pieces = []
         with open(path, "wb") as file, unchecked_sums():
             for key, index in unit.parameters:
-                whole = self._whole(weights, rows[key], index)
-                weights.release()
-                for offsets, block in blocks(rows[key], whole, self.layout.tensor):
+                parts = self._parts(weights, rows[key], index)
+                for offsets, block in blocks(rows[key], parts, self.layout.tensor):
                     at = [*index, *offsets]
                     stacked = block.reshape([1] * len(index) + list(block.shape))
                     pieces.append(write_piece(file, unit.name, key, at, stacked))
                     advance(block.nbytes)
-                del whole, block, stacked
+                del parts, block, stacked
+                weights.release()
         return pieces
 
     def finish(self, folder: Path, made: Mapping[str, Any]) -> None:
@@ -133,10 +133,10 @@ class ToMegatron:
         rows = self.layout.padded_vocabulary(self.architecture.vocab_size)
         return parameter_shape(weight, self.architecture, rows)
 
-    def _whole(self, weights: HFWeights, weight: Weight, index: Index) -> Tensor:
+    def _parts(self, weights: HFWeights, weight: Weight, index: Index) -> list[Tensor]:
         names = source_shapes(weight, index, self.architecture)
         sources = [weights.tensor(name) for name in names]
-        return to_megatron(weight.transform, sources, self.architecture, self._shape(weight)[0])
+        return row_parts(weight.transform, sources, self.architecture, self._shape(weight)[0])
 
     def _items(self) -> Iterator[Item]:
         stages = self.layout.pipeline * (self.layout.virtual_pipeline or 1)
@@ -149,21 +149,24 @@ class ToMegatron:
             yield Item((weight.megatron, index), size, stage)
 
 
-def blocks(weight: Weight, whole: Tensor, ranks: int) -> Iterator[tuple[list[int], Tensor]]:
-    """`whole` as tensor-parallel ranks hold it: (offsets, block) for each.
+def blocks(
+    weight: Weight, parts: Sequence[Tensor], ranks: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """A parameter, given as its `row_parts`, as tensor-parallel ranks hold it: (offsets, block).
 
-    A rank has a share of the gate and a share of the up projection, which are apart in `whole`.
+    A rank has a share of the gate and a share of the up projection, which are apart.
     """
-    if weight.split == "none" or (ranks == 1 and weight.transform != "gate_up"):
-        yield [0] * whole.dim(), whole
+    rows = sum(part.shape[0] for part in parts)
+    rest = [0] * (parts[0].dim() - 1)
+    if weight.split == "rows":
+        count = 2 * ranks if weight.transform == "gate_up" else ranks
+        for begin in range(0, rows, rows // count):
+            yield [begin, *rest], take_rows(parts, begin, rows // count)
         return
-    axis = 1 if weight.split == "columns" else 0
-    count = 2 * ranks if weight.transform == "gate_up" else ranks
-    size = whole.shape[axis] // count
-    for number in range(count):
-        offsets = [0] * whole.dim()
-        offsets[axis] = number * size
-        yield offsets, whole.narrow(axis, number * size, size)
+    whole = take_rows(parts, 0, rows)
+    count = ranks if weight.split == "columns" else 1
+    for number, block in enumerate(whole.chunk(count, dim=-1)):
+        yield [*[0] * len(rest), number * block.shape[-1]], block
 
 
 def _files(weights: HFWeights) -> tuple[tuple[str, int, int], ...]:

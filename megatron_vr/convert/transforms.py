@@ -18,14 +18,34 @@ def to_megatron(
     transform: Transform, sources: Sequence[Tensor], architecture: Architecture, rows: int
 ) -> Tensor:
     """The parameter made of `sources`; `rows` is its first dimension (`vocab` pads with zeros)."""
+    parts = row_parts(transform, sources, architecture, rows)
+    return take_rows(parts, 0, sum(part.shape[0] for part in parts))
+
+
+def row_parts(
+    transform: Transform, sources: Sequence[Tensor], architecture: Architecture, rows: int
+) -> list[Tensor]:
+    """Tensors that, one below the other, are the parameter; `rows` as in `to_megatron`.
+
+    Nothing is copied that need not be.
+    """
     if transform == "qkv":
-        return _interleave_groups(sources, architecture)
-    if transform == "gate_up":
-        return torch.cat(tuple(sources))
-    (source,) = sources
-    if transform == "vocab" and rows > source.shape[0]:
-        return torch.cat([source, source.new_zeros(rows - source.shape[0], source.shape[1])])
-    return source
+        return [_interleave_groups(sources, architecture)]
+    missing = rows - sources[0].shape[0]
+    if transform == "vocab" and missing:
+        return [sources[0], sources[0].new_zeros(missing, *sources[0].shape[1:])]
+    return list(sources)
+
+
+def take_rows(parts: Sequence[Tensor], begin: int, size: int) -> Tensor:
+    """`size` rows from `begin` of what `parts` are one below the other; a view within one part."""
+    taken = []
+    for part in parts:
+        first, last = max(0, begin), min(part.shape[0], begin + size)
+        if first < last:
+            taken.append(part[first:last])
+        begin -= part.shape[0]
+    return taken[0] if len(taken) == 1 else torch.cat(taken)
 
 
 def to_hf(transform: Transform, parameter: Tensor, architecture: Architecture) -> list[Tensor]:

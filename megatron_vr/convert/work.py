@@ -6,14 +6,20 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from megatron_vr.convert.aside import open_aside
+from megatron_vr.convert.aside import Aside, open_aside
 from megatron_vr.convert.progress import transfer_bar
 from megatron_vr.convert.units import Advance, Conversion, Unit
 from megatron_vr.errors import CheckpointError
@@ -53,15 +59,41 @@ def carry_out(
         _check_room(aside.folder, missing)
         total = sum(unit.nbytes for unit in conversion.units)
         left = sum(unit.nbytes for unit in missing)
-        with transfer_bar(final.name, total, total - left) as advance:
-            for unit, result in _make(
-                conversion, missing, aside.folder, processes or _suitable(left), advance
-            ):
+        count = processes or _suitable(left)
+        with transfer_bar(final.name, total, total - left) as advance, _Syncing(aside) as syncing:
+            for unit, result in _make(conversion, missing, aside.folder, count, advance):
                 made[unit.name] = result
-                aside.finished(unit.name, result)
+                syncing.finished(unit, result)
         conversion.finish(aside.folder, made)
         aside.publish()
     return Done(left, total, time.monotonic() - began)
+
+
+class _Syncing:
+    """Files go to the disk for good, one after the other, while others are being made."""
+
+    def __init__(self, aside: Aside) -> None:
+        self._aside = aside
+        self._thread = ThreadPoolExecutor(1, "sync")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> _Syncing:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(wait=True)
+        if self._last is not None and error == (None, None, None):
+            self._last.result()
+
+    def finished(self, unit: Unit, result: Any) -> None:
+        """Record `unit` once it is durable; returns when the one before is. Raises its error."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._thread.submit(self._record, unit, result)
+
+    def _record(self, unit: Unit, result: Any) -> None:
+        sync_file(self._aside.folder / unit.name)
+        self._aside.finished(unit.name, result)
 
 
 def _suitable(nbytes: int) -> int:
@@ -92,10 +124,7 @@ def _make(
 
 
 def _make_one(conversion: Conversion, unit: Unit, folder: Path, advance: Advance) -> Any:
-    path = folder / unit.name
-    result = conversion.make(unit, path, advance)
-    sync_file(path)
-    return result
+    return conversion.make(unit, folder / unit.name, advance)
 
 
 def _make_in_processes(

@@ -12,12 +12,12 @@ from megatron_vr.models.architecture import read_architecture
 
 
 def write_sparse(folder: Path, shards: int = 2) -> Path:
-    """A Qwen3 of zeros in bfloat16: 16 layers of 64 MiB, an embedding and an output of 64 MiB."""
+    """A Qwen3 of zeros in bfloat16: 18 layers of 64 MiB, an embedding and an output of 64 MiB."""
     config = Qwen3Config(
         vocab_size=32768,
         hidden_size=1024,
         intermediate_size=8192,
-        num_hidden_layers=16,
+        num_hidden_layers=18,
         num_attention_heads=16,
         num_key_value_heads=8,
         head_dim=128,

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,8 +91,10 @@ def test_after_a_kill_it_goes_on_behind_the_last_finished_file(tmp_path: Path) -
     assert killed(log, out) == -signal.SIGKILL
     assert not out.exists(), "a half-written folder appeared under its final name"
     done = carry_out(Letters(log), out, 1)
-    assert log.read_text() == "abc" + "cd", "finished files were made again, or others were not"
-    assert (done.written, done.total) == (20, 40)
+    # The second was made, and may have been on its way to the disk.
+    assert log.read_text() in ("abc" + "cd", "abc" + "bcd")
+    assert done.written == 10 * (len(log.read_text()) - 3)
+    assert done.total == 40
     assert contents(out) == WHOLE
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "out"]
 
@@ -109,7 +112,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         carry_out(Letters(log, "interrupt"), out, 1)
     carry_out(Letters(log), out, 1)
-    assert log.read_text() == "abc" + "cd"
+    assert log.read_text() in ("abc" + "cd", "abc" + "bcd")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -224,6 +227,42 @@ def test_a_real_conversion_in_several_processes_is_the_same(tmp_path: Path) -> N
     assert len(list((tmp_path / "m").glob("__0_*.distcp"))) > 3
     convert_to_hf(tmp_path / "m", tmp_path / "back", processes=2, shard_bytes=100_000)
     assert_same_bits(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("direction", ["to-megatron", "to-hf"])
+def test_a_real_conversion_goes_on_after_a_kill(direction: str, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "hf")
+    steps = {
+        "to-megatron": lambda: convert_to_megatron(
+            source, tmp_path / "m", Layout(), file_bytes=50_000
+        ),
+        "to-hf": lambda: convert_to_hf(tmp_path / "m", tmp_path / "back", shard_bytes=50_000),
+    }
+    if direction == "to-hf":
+        steps["to-megatron"]()
+    process = get_context("fork").Process(target=_killed_at_the_third_file, args=[steps[direction]])
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    made = tmp_path / ("m" if direction == "to-megatron" else "back")
+    assert not made.exists()
+    done = steps[direction]()
+    assert 0 < done.written < done.total, "it began anew"
+    if direction == "to-megatron":
+        steps["to-hf"]()
+    assert_same_bits(source, tmp_path / "back")
+
+
+def _killed_at_the_third_file(convert: Callable[[], Any]) -> None:
+    synced = []
+
+    def sync(path: Path) -> None:
+        synced.append(path)
+        if len(synced) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work.sync_file = sync  # type: ignore[assignment]
+    convert()
 
 
 def test_units_are_cut_at_stages_and_sizes() -> None:
