@@ -26,8 +26,8 @@ from megatron_vr.convert.logits import (
 from megatron_vr.convert.maps import expected_tensors
 from megatron_vr.convert.megatron_weights import MegatronWeights
 from megatron_vr.convert.progress import transfer_bar
+from megatron_vr.convert.to_hf import origin_of
 from megatron_vr.convert.to_megatron import COMPANIONS
-from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture, read_architecture
 
 
@@ -58,12 +58,7 @@ def open_model(folder: str | Path, base: str | Path | None, allow_pickle: bool) 
     not carry one. Raises CheckpointError where it is damaged or not the model of its config."""
     path = Path(folder).absolute()
     if (path / CONTENTS).exists():
-        side = path / COMPANIONS if (path / COMPANIONS).is_dir() else Path(base or "")
-        if not side.is_dir() or (base is None and not (path / COMPANIONS).is_dir()):
-            raise CheckpointError(
-                f"{path} has no {COMPANIONS}/ folder; name the Hugging Face folder that the model "
-                "began as (--base)."
-            )
+        side = origin_of(path, None if (path / COMPANIONS).is_dir() else base)
         architecture = read_architecture(side)
         return Model(path, "Megatron", side, architecture, MegatronWeights(path, architecture))
     architecture = read_architecture(path)

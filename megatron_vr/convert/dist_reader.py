@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PosixPath
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -20,8 +20,10 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_vr.convert.arena import Arena, read_into
 from megatron_vr.convert.mapped import map_tensor
 from megatron_vr.convert.maps import Index
+from megatron_vr.convert.shards import Read
 from megatron_vr.errors import CheckpointError
 
 CONTENTS = ".metadata"
@@ -43,14 +45,20 @@ def check_finished(folder: Path) -> None:
         )
 
 
+Take = Callable[[tuple[int, ...], torch.dtype], Tensor]
+
+
 class TensorCheckpoint:
     """The tensors of a torch_dist checkpoint folder, read a part at a time.
 
     `objects` are the names of what else it holds.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises CheckpointError when `folder` is not such a checkpoint."""
+    def __init__(self, folder: str | Path, arena: Arena | None = None) -> None:
+        """Tensors are read into `arena`, or are maps of files where that is possible. Raises
+        CheckpointError when `folder` is not such a checkpoint."""
+        self._take: Take = arena.take if arena else _fresh
+        self._read: Read = arena.read if arena else map_tensor
         self.folder = Path(folder)
         check_finished(self.folder)
         metadata = _read_contents(self.folder / CONTENTS)
@@ -99,24 +107,40 @@ class TensorCheckpoint:
                 f"{self.folder}: {found} of {block.sizes.numel()} elements of {key} are stored."
             )
         if len(items) == 1:
-            return self._piece(key, items[0])
-        target = torch.empty(block.sizes, dtype=self.dtype(key))
+            return self._piece(key, items[0], None)
+        target = self._take(tuple(sizes), self.dtype(key))
         for item in items:
-            _narrowed(target, item.dest_offsets, item.lengths).copy_(self._piece(key, item))
+            place = _narrowed(target, item.dest_offsets, item.lengths)
+            piece = self._piece(key, item, place)
+            if piece is not place:
+                place.copy_(piece)
         return target
 
-    def _piece(self, key: str, item: ReadItem) -> Tensor:
-        """What `item` asks of one stored piece."""
+    def _piece(self, key: str, item: ReadItem, place: Tensor | None) -> Tensor:
+        """What `item` asks of one stored piece: in `place` itself where it can be read there."""
         stored = self._storage[item.storage_index]
         path = self.folder / stored.relative_path
         if getattr(stored, "transform_descriptors", None):
             raise CheckpointError(f"{path} is compressed; save the checkpoint without extensions.")
         try:
-            piece = _map_saved(path, stored.offset, stored.length)
+            piece, data = _find_saved(path, stored.offset, stored.length)
+            whole = piece.is_contiguous() and item.lengths == piece.shape
+            if place is not None and place.is_contiguous() and whole:
+                read_into(place, path, data)
+                return place
+            count = piece.untyped_storage().nbytes() // piece.element_size()
+            storage = self._read(path, data, (count,), piece.dtype)
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: {key} cannot be read ({reason}).") from error
-        return _narrowed(piece, item.storage_offsets, item.lengths)
+        # Offsets count from the begin of the memory, of which `storage` may be a stretch.
+        offset = storage.storage_offset() + piece.storage_offset()
+        strided = storage.as_strided(piece.shape, piece.stride(), offset)
+        return _narrowed(strided, item.storage_offsets, item.lengths)
+
+
+def _fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 def _read_contents(path: Path) -> Metadata:
@@ -143,8 +167,9 @@ class _Contents(pickle.Unpickler):
         return found
 
 
-def _map_saved(path: Path, begin: int, length: int) -> Tensor:
-    """The tensor that `torch.save` wrote at `begin`: a zip archive, its storage uncompressed."""
+def _find_saved(path: Path, begin: int, length: int) -> tuple[Tensor, int]:
+    """The tensor that `torch.save` wrote at `begin`, as one without content, and where its storage
+    stands: uncompressed, in a zip archive."""
     with open(path, "rb", buffering=0) as file:
         window: Any = _Window(file, begin, length)
         described = torch.load(window, map_location="meta", weights_only=True)
@@ -153,10 +178,7 @@ def _map_saved(path: Path, begin: int, length: int) -> Tensor:
         # Behind the record's own header, whose last two fields are the lengths of what follows it.
         window.seek(record.header_offset + 26)
         name, extra = struct.unpack("<HH", window.read(4))
-    data = begin + record.header_offset + 30 + name + extra
-    elements = record.file_size // described.element_size()
-    storage = map_tensor(path, data, (elements,), described.dtype)
-    return storage.as_strided(described.shape, described.stride(), described.storage_offset())
+    return described, begin + record.header_offset + 30 + name + extra
 
 
 def _narrowed(tensor: Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> Tensor:

@@ -56,9 +56,18 @@ def unchecked_sums() -> Iterator[None]:
 def write_piece(
     file: IO[bytes], name: str, key: str, offsets: Iterable[int], block: Tensor
 ) -> Piece:
-    """Append `block` of tensor `key`, in file `name`; offsets and sizes have all its axes."""
+    """Append the contiguous `block` of tensor `key`, in file `name`.
+
+    Offsets have all the tensor's axes.
+    """
     begin = file.tell()
-    torch.save(with_own_storage(block), file)
+    try:
+        torch.save(with_own_storage(block), file)
+    except RuntimeError as error:
+        # A write that fails is followed by a complaint about the archive it leaves unfinished.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     return {
         "key": key,
         "offsets": list(offsets),

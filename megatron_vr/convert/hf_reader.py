@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_vr.convert.mapped import map_tensor
 from megatron_vr.convert.maps import expected_tensors
-from megatron_vr.convert.shards import Shard, open_shard
+from megatron_vr.convert.shards import Read, Shard, open_shard
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture
 
@@ -56,14 +57,17 @@ class Tensors(Protocol):
 class HFWeights:
     """The tensors of one folder, by name (`Tensors`).
 
-    Tensors are views of memory maps, read when they are used. Pickled weights are read only with
-    `allow_pickle`, and then nothing but tensors is unpickled.
+    Tensors are what `read` brings in: maps, by default, read when they are used. Pickled weights
+    are read only with `allow_pickle`, and then nothing but tensors is unpickled.
     """
 
-    def __init__(self, folder: str | Path, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, *, allow_pickle: bool = False, read: Read = map_tensor
+    ) -> None:
         """Opens every shard. Raises CheckpointError for a missing or truncated shard, an index
         that does not match its shards, or pickled weights without `allow_pickle`."""
         self.folder = Path(folder)
+        self._read = read
         self._shards = self._open(allow_pickle)
 
     @property
@@ -96,7 +100,7 @@ class HFWeights:
         if (self.folder / INDEX).exists():
             return self._indexed(INDEX)
         if (self.folder / SINGLE).exists():
-            return _by_name(open_shard(self.folder / SINGLE))
+            return _by_name(open_shard(self.folder / SINGLE, self._read))
         pickles = [path for pattern in _PICKLES for path in sorted(self.folder.glob(pattern))]
         if not pickles:
             raise CheckpointError(f"{self.folder} has neither {SINGLE} nor {INDEX}.")
@@ -118,7 +122,10 @@ class HFWeights:
 
     def _indexed(self, index: str) -> dict[str, Shard]:
         shard_of = _read_index(self.folder / index)
-        opened = {name: open_shard(self.folder / name) for name in sorted(set(shard_of.values()))}
+        opened = {
+            name: open_shard(self.folder / name, self._read)
+            for name in sorted(set(shard_of.values()))
+        }
         for name, file in shard_of.items():
             if name not in opened[file].names():
                 raise CheckpointError(

@@ -35,11 +35,10 @@ def map_tensor(path: Path, begin: int, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 def with_own_storage(tensor: Tensor) -> Tensor:
-    """`tensor`, contiguous, with a storage of just its elements; shares memory where it can.
+    """The contiguous `tensor` with a storage of just its elements, in the same memory.
 
     What `torch.save` writes of a view is all of the storage behind it.
     """
-    tensor = tensor.contiguous()
     if tensor.nbytes in (0, tensor.untyped_storage().nbytes()):
         return tensor
     content = tensor.reshape(-1).view(torch.uint8).numpy()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_vr.convert.arena import Arena
 from megatron_vr.convert.dist_reader import TensorCheckpoint
 from megatron_vr.convert.families import Weight
 from megatron_vr.convert.maps import (
@@ -27,12 +28,14 @@ _MODEL = ("embedding.", "decoder.", "output_layer.")
 class MegatronWeights:
     """The tensors of a torch_dist checkpoint, saved at any layout (`hf_reader.Tensors`)."""
 
-    def __init__(self, folder: str | Path, architecture: Architecture) -> None:
+    def __init__(
+        self, folder: str | Path, architecture: Architecture, arena: Arena | None = None
+    ) -> None:
         """Raises CheckpointError when the checkpoint lacks a parameter of this model, or has one
         that is not its."""
         self.folder = Path(folder)
         self.architecture = architecture
-        self._checkpoint = TensorCheckpoint(folder)
+        self._checkpoint = TensorCheckpoint(folder, arena)
         self._rows = weight_map(architecture)
         self._check_keys()
         self._origin = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,10 @@ MAPPED = 2**26
 
 _CONVERTED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _READ = _CONVERTED | {"F8_E4M3": torch.float8_e4m3fn}
+
+
+# Path, first byte, shape and precision to a tensor.
+Read = Callable[[Path, int, tuple[int, ...], torch.dtype], Tensor]
 
 
 class Shard(Protocol):
@@ -40,7 +44,7 @@ class Shard(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor; a view of the map."""
+        """A tensor."""
         ...
 
     def release(self) -> None:
@@ -48,19 +52,23 @@ class Shard(Protocol):
         ...
 
 
-def open_shard(path: Path) -> Shard:
-    """The shard `path`, by its ending. Raises CheckpointError where it cannot be read."""
+def open_shard(path: Path, read: Read = map_tensor) -> Shard:
+    """The shard `path`, by its ending; `read` brings in a stretch of a safetensors file.
+
+    Raises CheckpointError where it cannot be read.
+    """
     if not path.exists():
         raise CheckpointError(f"shard {path} is missing; copy or download the folder again.")
-    return SafetensorsShard(path) if path.suffix == ".safetensors" else PickledShard(path)
+    return SafetensorsShard(path, read) if path.suffix == ".safetensors" else PickledShard(path)
 
 
 class SafetensorsShard:
     """A safetensors file: the length of its header in 8 bytes, the header as JSON, the tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Read) -> None:
         """Raises CheckpointError when the file is truncated or not of this format."""
         self.path = path
+        self._read = read
         try:
             with safe_open(path, framework="pt"):
                 pass  # it checks the header against the file
@@ -94,11 +102,11 @@ class SafetensorsShard:
         return _CONVERTED[stored]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor, a map of its own: its memory goes when it is dropped."""
+        """A tensor; its memory is for `read` to give and take."""
         stored = self._header[name]["dtype"]
         dtype = _READ[stored] if stored in _READ else self.dtype(name)
         begin = self._data + self._header[name]["data_offsets"][0]
-        return map_tensor(self.path, begin, self.shape(name), dtype)
+        return self._read(self.path, begin, self.shape(name), dtype)
 
     def release(self) -> None:
         """Nothing is kept."""

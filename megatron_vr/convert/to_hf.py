@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_vr.convert.arena import Arena
 from megatron_vr.convert.dist_reader import CONTENTS, check_finished
 from megatron_vr.convert.hf_reader import INDEX, SINGLE
 from megatron_vr.convert.hf_writer import (
@@ -50,12 +51,7 @@ def convert_to_hf(
         raise SettingsError(f"dtype={dtype!r} is unknown; use one of {', '.join(DTYPES)}.")
     folder = Path(checkpoint).absolute()
     check_finished(folder)
-    origin = Path(base).absolute() if base is not None else folder / COMPANIONS
-    if base is None and not origin.is_dir():
-        raise CheckpointError(
-            f"{folder} has no {COMPANIONS}/ folder with config.json and tokenizer; name the "
-            "Hugging Face folder that the model began as (--base)."
-        )
+    origin = origin_of(folder, base)
     architecture = read_architecture(origin)
     weights = MegatronWeights(folder, architecture)
     stored = {
@@ -65,6 +61,20 @@ def convert_to_hf(
     dtypes = {key: DTYPES[dtype] if dtype else found for key, found in stored.items()}
     conversion = ToHF(folder, origin, architecture, dtypes, shard_bytes)
     return carry_out(conversion, destination, processes)
+
+
+def origin_of(checkpoint: Path, base: str | Path | None) -> Path:
+    """The Hugging Face folder with a checkpoint's configuration and side files: `base`, or what the
+    checkpoint carries. Raises CheckpointError without either."""
+    if base is not None:
+        return Path(base).absolute()
+    carried = checkpoint / COMPANIONS
+    if not carried.is_dir():
+        raise CheckpointError(
+            f"{checkpoint} has no {COMPANIONS}/ folder with config.json and tokenizer; name the "
+            "Hugging Face folder that the model began as (--base)."
+        )
+    return carried
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,8 @@ class ToHF:
     def make(self, unit: Unit, path: Path, advance: Advance) -> list[str]:
         """Write one shard; the names of its tensors."""
         rows = weight_map(self.architecture)
-        weights = MegatronWeights(self.checkpoint, self.architecture)
+        arena = Arena()
+        weights = MegatronWeights(self.checkpoint, self.architecture, arena)
         header = {
             name: (shape, self.dtypes[key])
             for key, index in unit.parameters
@@ -117,6 +128,7 @@ class ToHF:
                 found = weights.tensors_of(rows[key], index)
                 while found:
                     yield found.pop(next(iter(found))).to(self.dtypes[key])
+                arena.reset()
 
         write_shard(path, header, tensors(), advance)
         return list(header)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_vr.convert.arena import Arena
 from megatron_vr.convert.dist_writer import Piece, unchecked_sums, write_contents, write_piece
 from megatron_vr.convert.families import Weight
 from megatron_vr.convert.hf_reader import HFWeights, check_tensors
@@ -104,18 +105,21 @@ class ToMegatron:
     def make(self, unit: Unit, path: Path, advance: Advance) -> list[Piece]:
         """Write the pieces of the unit's parameters; where each one stands."""
         rows = weight_map(self.architecture)
-        weights = HFWeights(self.source, allow_pickle=self.allow_pickle)
-        pieces = []
+        arena, pieces = Arena(), []
+        weights = HFWeights(self.source, allow_pickle=self.allow_pickle, read=arena.read)
         with open(path, "wb") as file, unchecked_sums():
             for key, index in unit.parameters:
                 parts = self._parts(weights, rows[key], index)
                 for offsets, block in blocks(rows[key], parts, self.layout.tensor):
+                    if not block.is_contiguous():
+                        block = arena.take(tuple(block.shape), block.dtype).copy_(block)
                     at = [*index, *offsets]
                     stacked = block.reshape([1] * len(index) + list(block.shape))
                     pieces.append(write_piece(file, unit.name, key, at, stacked))
                     advance(block.nbytes)
                 del parts, block, stacked
                 weights.release()
+                arena.reset()
         return pieces
 
     def finish(self, folder: Path, made: Mapping[str, Any]) -> None:

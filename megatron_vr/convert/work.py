@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -14,10 +15,13 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from megatron_vr.convert.aside import Aside, open_aside
 from megatron_vr.convert.progress import transfer_bar
@@ -31,6 +35,8 @@ WORTH_A_PROCESS = 2**31
 MOST_PROCESSES = 8
 # Room for what is no tensor: the tokenizer, tables of contents.
 SIDE_FILES = 2**26
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,17 @@ def carry_out(
     """
     began = time.monotonic()
     final = Path(destination).absolute()
-    with open_aside(final, conversion.identity()) as aside:
+    with _full_disk_told(final), open_aside(final, conversion.identity()) as aside:
         made = aside.results()
         missing = [unit for unit in conversion.units if unit.name not in made]
         _check_room(aside.folder, missing)
         total = sum(unit.nbytes for unit in conversion.units)
         left = sum(unit.nbytes for unit in missing)
         count = processes or _suitable(left)
-        with transfer_bar(final.name, total, total - left) as advance, _Syncing(aside) as syncing:
+        with (
+            transfer_bar(final.name, total, total - left) as advance,
+            _Syncing(aside, total) as syncing,
+        ):
             for unit, result in _make(conversion, missing, aside.folder, count, advance):
                 made[unit.name] = result
                 syncing.finished(unit, result)
@@ -69,11 +78,26 @@ def carry_out(
     return Done(left, total, time.monotonic() - began)
 
 
+@contextmanager
+def _full_disk_told(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise CheckpointError(
+            f"{final} could not be written ({error.strerror}); nothing of it is left. Make room or "
+            "write to another disk."
+        ) from error
+
+
 class _Syncing:
     """Files go to the disk for good, one after the other, while others are being made."""
 
-    def __init__(self, aside: Aside) -> None:
+    def __init__(self, aside: Aside, total: int) -> None:
         self._aside = aside
+        # What does not fit would push itself out of the page cache, at great cost.
+        self._forget = total > psutil.virtual_memory().available // 2
         self._thread = ThreadPoolExecutor(1, "sync")
         self._last: Future[None] | None = None
 
@@ -92,7 +116,7 @@ class _Syncing:
         self._last = self._thread.submit(self._record, unit, result)
 
     def _record(self, unit: Unit, result: Any) -> None:
-        sync_file(self._aside.folder / unit.name)
+        sync_file(self._aside.folder / unit.name, forget=self._forget)
         self._aside.finished(unit.name, result)
 
 
