@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_vr.convert.aside import check_vacant
+from megatron_vr.convert.page_cache import WriteBehind
 from megatron_vr.convert.units import Advance
 from megatron_vr.errors import CheckpointError
 from megatron_vr.traces.durable import publish_folder
@@ -91,9 +92,11 @@ def write_shard(
     header: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
     tensors: Iterable[Tensor],
     advance: Advance,
+    total: int,
 ) -> None:
     """Write a safetensors file of the tensors that `header` names, with their shapes and
-    precisions; `tensors` come in its order and are written one at a time.
+    precisions; `tensors` come in its order and are written one at a time. `total` is the size of all
+    shards together.
 
     The format: the length of the header in 8 bytes, the header as JSON, the tensors' bytes. Raises
     CheckpointError for a tensor that is not as announced.
@@ -110,11 +113,13 @@ def write_shard(
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb", buffering=0) as file:
+        behind = WriteBehind(file.fileno(), total)
         _write(file, len(text).to_bytes(8, "little") + text)
         for (name, announced), tensor in zip(header.items(), tensors, strict=True):
             if (tuple(tensor.shape), tensor.dtype) != announced:
                 raise CheckpointError(f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}.")
             _write(file, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            behind.wrote(tensor.nbytes)
             advance(tensor.nbytes)
 
 

@@ -130,7 +130,7 @@ class ToHF:
                     yield found.pop(next(iter(found))).to(self.dtypes[key])
                 arena.reset()
 
-        write_shard(path, header, tensors(), advance)
+        write_shard(path, header, tensors(), advance, sum(item.nbytes for item in self._items()))
         return list(header)
 
     def finish(self, folder: Path, made: Mapping[str, Any]) -> None:

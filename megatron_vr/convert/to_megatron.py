@@ -24,6 +24,7 @@ from megatron_vr.convert.maps import (
     stack_shape,
     weight_map,
 )
+from megatron_vr.convert.page_cache import WriteBehind
 from megatron_vr.convert.transforms import row_parts, take_rows
 from megatron_vr.convert.units import Advance, Item, Unit, group
 from megatron_vr.convert.work import Done, carry_out
@@ -107,7 +108,9 @@ class ToMegatron:
         rows = weight_map(self.architecture)
         arena, pieces = Arena(), []
         weights = HFWeights(self.source, allow_pickle=self.allow_pickle, read=arena.read)
+        total = sum(item.nbytes for item in self._items())
         with open(path, "wb") as file, unchecked_sums():
+            behind = WriteBehind(file.fileno(), total)
             for key, index in unit.parameters:
                 parts = self._parts(weights, rows[key], index)
                 for offsets, block in blocks(rows[key], parts, self.layout.tensor):
@@ -116,6 +119,7 @@ class ToMegatron:
                     at = [*index, *offsets]
                     stacked = block.reshape([1] * len(index) + list(block.shape))
                     pieces.append(write_piece(file, unit.name, key, at, stacked))
+                    behind.wrote(block.nbytes)
                     advance(block.nbytes)
                 del parts, block, stacked
                 weights.release()

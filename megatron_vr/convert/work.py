@@ -21,9 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-
 from megatron_vr.convert.aside import Aside, open_aside
+from megatron_vr.convert.page_cache import crowds
 from megatron_vr.convert.progress import transfer_bar
 from megatron_vr.convert.units import Advance, Conversion, Unit
 from megatron_vr.errors import CheckpointError
@@ -96,8 +95,7 @@ class _Syncing:
 
     def __init__(self, aside: Aside, total: int) -> None:
         self._aside = aside
-        # What does not fit would push itself out of the page cache, at great cost.
-        self._forget = total > psutil.virtual_memory().available // 2
+        self._forget = crowds(total)
         self._thread = ThreadPoolExecutor(1, "sync")
         self._last: Future[None] | None = None
 

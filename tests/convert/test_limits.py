@@ -51,7 +51,7 @@ def test_a_real_conversion_goes_on_after_a_kill(direction: str, tmp_path: Path) 
 def _killed_at_the_third_file(convert: Callable[[], Any]) -> None:
     synced = []
 
-    def sync(path: Path) -> None:
+    def sync(path: Path, *, forget: bool) -> None:
         synced.append(path)
         if len(synced) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
