@@ -95,8 +95,8 @@ def write_shard(
     total: int,
 ) -> None:
     """Write a safetensors file of the tensors that `header` names, with their shapes and
-    precisions; `tensors` come in its order and are written one at a time. `total` is the size of all
-    shards together.
+    precisions; `tensors` come in its order and are written one at a time. `total` is the size of
+    all shards together.
 
     The format: the length of the header in 8 bytes, the header as JSON, the tensors' bytes. Raises
     CheckpointError for a tensor that is not as announced.

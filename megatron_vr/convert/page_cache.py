@@ -1,7 +1,7 @@
 """What a conversion leaves in the page cache: nothing, where it would not fit.
 
-A file larger than the free memory pushes its own pages out, and others', at a cost that exceeds that
-of reading and writing it.
+A file larger than the free memory pushes its own pages out, and others', at a cost that exceeds
+that of reading and writing it.
 """
 
 from __future__ import annotations
