@@ -28,6 +28,8 @@ class Arena:
         count = torch.Size(shape).numel()
         size = count * dtype.itemsize
         if not self._blocks or self._used + size > len(self._blocks[-1]):
+            if self._blocks and self._used == 0:
+                self._blocks.pop()  # too small, and nothing is in it
             self._blocks.append(torch.empty(max(size, _LEAST), dtype=torch.uint8))
             self._used = 0
         begin = self._used

@@ -10,25 +10,35 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_vr.errors import CheckpointError
-from megatron_vr.traces.durable import publish_folder, write_durably
+from megatron_vr.traces.durable import publish_folder, sync_folder, write_durably
 
 _STATE = "state"
 _IDENTITY = "conversion.json"
 
 
 def check_vacant(final: Path) -> None:
-    """Raise CheckpointError when `final` exists and is not an empty folder."""
+    """Raise CheckpointError when `final` exists and is not an empty folder, or could not be
+    replaced by one."""
+    if final.is_symlink() or final.is_mount():
+        raise CheckpointError(
+            f"{final} is a link or a mount point, which a finished folder cannot take the place "
+            "of; name a folder inside it."
+        )
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise CheckpointError(
             f"{final} exists and is not empty; remove it or write to another folder."
         )
+
+
+class Resumable(CheckpointError):
+    """A conversion cannot go on now; what it finished stays for the next run."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +48,22 @@ class Aside:
     folder: Path
     final: Path
 
-    def results(self) -> dict[str, Any]:
-        """The results of the files that are finished, by name."""
-        return {
-            path.stem: json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((self.folder / _STATE).glob("*.json"))
-            if path.name != _IDENTITY
-        }
+    def result(self, name: str, least: int) -> Any:
+        """The result of file `name`, of at least `least` bytes; None where it is not finished."""
+        recorded, file = self.folder / _STATE / f"{name}.json", self.folder / name
+        if not recorded.exists() or not file.exists() or file.stat().st_size < least:
+            return None
+        return json.loads(recorded.read_text(encoding="utf-8"))
+
+    def keep(self, names: Collection[str]) -> None:
+        """Remove all files but `names`: what a killed run began after its last unit."""
+        for path in self.folder.iterdir():
+            if path.name != _STATE and path.name not in names:
+                _remove(path)
 
     def finished(self, name: str, result: Any) -> None:
-        """Record that file `name`, durable on the disk, is whole."""
+        """Record that file `name`, whose content is durable, is whole."""
+        sync_folder(self.folder)
         write_durably(self.folder / _STATE / f"{name}.json", json.dumps(result))
 
     def publish(self) -> None:
@@ -72,8 +88,10 @@ def open_aside(final: Path, identity: Mapping[str, Any]) -> Iterator[Aside]:
         _keep_only(folder, json.loads(json.dumps(identity)))
         try:
             yield Aside(folder, final)
-        except Exception:
-            shutil.rmtree(folder, ignore_errors=True)
+        except Exception as error:
+            finished = len(list((folder / _STATE).glob("*.json"))) > 1
+            if not (isinstance(error, Resumable) and finished):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
@@ -93,16 +111,21 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _keep_only(folder: Path, identity: dict[str, Any]) -> None:
     """Empty the folder unless it holds files of this very conversion."""
     state = folder / _STATE
     recorded = state / _IDENTITY
     if recorded.exists() and json.loads(recorded.read_text(encoding="utf-8")) == identity:
         return
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    # First what says that the rest is finished.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != _STATE):
+        _remove(path)
     state.mkdir()
     write_durably(recorded, json.dumps(identity, indent=1))

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_vr.convert.hf_reader import Tensors
+from megatron_vr.convert.hf_reader import Tensors, redundant
 from megatron_vr.convert.units import Advance
 
 State = Literal["equal", "rounded", "differs", "shape", "missing", "extra"]
@@ -51,7 +51,8 @@ def compare_tensors(
             advance(torch.Size(a.shape(name)).numel() * a.dtype(name).itemsize)
         a.release()
         b.release()
-    for name in sorted((in_a | in_b) - set(order)):
+    stray = (name for name in (in_a | in_b) - set(order) if not redundant(name))
+    for name in sorted(stray):
         found.append(Compared(name, "extra", f"only in {a.folder if name in in_a else b.folder}"))
     return found
 
@@ -70,9 +71,10 @@ def same(name: str, a: Tensor, b: Tensor) -> Compared:
         bits = _BITS[a.element_size()]
         if torch.equal(a.contiguous().view(bits), b.contiguous().view(bits)):
             return Compared(name, "equal")
-    else:
-        wide, narrow = (a, b) if a.element_size() >= b.element_size() else (b, a)
-        if torch.equal(wide.to(narrow.dtype), narrow):
+    elif a.element_size() != b.element_size():
+        wide, narrow = (a, b) if a.element_size() > b.element_size() else (b, a)
+        as_finite = torch.equal(wide.isfinite(), narrow.isfinite())
+        if as_finite and torch.equal(wide.to(narrow.dtype), narrow):
             return Compared(name, "rounded", f"{wide.dtype} rounded to {narrow.dtype}")
     return _difference(name, a, b)
 

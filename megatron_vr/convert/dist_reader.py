@@ -69,6 +69,7 @@ class TensorCheckpoint:
             if isinstance(stored, TensorStorageMetadata)
         }
 
+        self._chunks: dict[tuple[str, int], dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
         self.objects = metadata.state_dict_metadata.keys() - self._tensors.keys()
 
     def __contains__(self, key: str) -> bool:
@@ -100,7 +101,7 @@ class TensorCheckpoint:
         Raises CheckpointError when the stored pieces do not cover it or a file is damaged.
         """
         block = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
-        items = create_read_items_for_chunk_list(key, self._tensors[key], [block])
+        items = create_read_items_for_chunk_list(key, self._near(key, block), [block])
         found = sum(item.lengths.numel() for item in items)
         if found != block.sizes.numel():
             raise CheckpointError(
@@ -115,6 +116,21 @@ class TensorCheckpoint:
             if piece is not place:
                 place.copy_(piece)
         return target
+
+    def _near(self, key: str, block: ChunkStorageMetadata) -> TensorStorageMetadata:
+        """The tensor with the chunks that can have a part of `block`: where chunks are one thick
+        along the first axes, as those of layers and experts are, only the ones at its place."""
+        stored = self._tensors[key]
+        thin = next((axis for axis, size in enumerate(block.sizes) if size != 1), 0)
+        if (key, thin) not in self._chunks:
+            places: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
+            even = all(max(chunk.sizes[:thin], default=1) == 1 for chunk in stored.chunks)
+            for chunk in stored.chunks:
+                places.setdefault(tuple(chunk.offsets[:thin]) if even else (), []).append(chunk)
+            self._chunks[key, thin] = places
+        places = self._chunks[key, thin]
+        near = places[()] if () in places else places.get(tuple(block.offsets[:thin]), [])
+        return TensorStorageMetadata(stored.properties, stored.size, near)
 
     def _piece(self, key: str, item: ReadItem, place: Tensor | None) -> Tensor:
         """What `item` asks of one stored piece: in `place` itself where it can be read there."""
@@ -147,7 +163,7 @@ def _read_contents(path: Path) -> Metadata:
     try:
         with open(path, "rb") as file:
             found = _Contents(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}).") from error
     if not isinstance(found, Metadata):
         raise CheckpointError(f"{path} is not the table of contents of a checkpoint.")

@@ -19,6 +19,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
+_OF_TRAINING = ("training_args", "optimizer", "scheduler", "scaler")
 
 # Some folders of tied models store the embedding a second time under this name.
 _TIED_COPY = ("lm_head.weight", "model.embed_tokens.weight")
@@ -112,7 +113,8 @@ class HFWeights:
             )
         if (self.folder / _PICKLED_INDEX).exists():
             return self._indexed(_PICKLED_INDEX)
-        weights = [path for path in pickles if path.name != "training_args.bin"]
+        named = [path for path in pickles if path.name == "pytorch_model.bin"]
+        weights = named or [path for path in pickles if path.stem not in _OF_TRAINING]
         if len(weights) != 1:
             raise CheckpointError(
                 f"{self.folder} has {len(weights)} pickled files and no {_PICKLED_INDEX} that says "
@@ -156,6 +158,12 @@ def _read_index(path: Path) -> dict[str, str]:
     if outside:
         raise CheckpointError(f"{path} names a shard outside its folder: {outside[0]}.")
     return dict(shard_of)
+
+
+def redundant(name: str) -> bool:
+    """Whether a folder that has passed `check_tensors` may have this tensor beyond the model's: it
+    is computed, or the copy of a tied embedding."""
+    return name.endswith(_COMPUTED) or name == _TIED_COPY[0]
 
 
 def check_tensors(weights: Tensors, architecture: Architecture) -> None:

@@ -115,12 +115,15 @@ def write_shard(
     with open(path, "wb", buffering=0) as file:
         behind = WriteBehind(file.fileno(), total)
         _write(file, len(text).to_bytes(8, "little") + text)
-        for (name, announced), tensor in zip(header.items(), tensors, strict=True):
+        coming = iter(tensors)
+        for name, announced in header.items():
+            tensor = next(coming)
             if (tuple(tensor.shape), tensor.dtype) != announced:
                 raise CheckpointError(f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}.")
             _write(file, tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             behind.wrote(tensor.nbytes)
             advance(tensor.nbytes)
+            del tensor  # before the next one needs room
 
 
 def _write(file: Any, content: bytes | memoryview) -> None:

@@ -71,7 +71,7 @@ def prompt_ids(
     if _has_tokenizer(companions):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(companions))
+        tokenizer = AutoTokenizer.from_pretrained(str(companions), trust_remote_code=False)
         ids = [tokenizer(text).input_ids[:limit] for text in texts or PROMPTS]
         # A tokenizer for few characters may make nothing of a text.
         return [torch.tensor(one) for one in ids if one], True
@@ -93,7 +93,8 @@ def hf_logits(folder: Path, prompts: Sequence[Tensor], compute: Compute) -> list
 
     device = _device()
     dtype = getattr(torch, compute)
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).eval().to(device)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype, trust_remote_code=False)
+    model = model.eval().to(device)
     found = [model(ids[None].to(device)).logits[0].float().cpu() for ids in prompts]
     del model
     gc.collect()

@@ -94,6 +94,8 @@ class MegatronWeights:
         """Key and place of a parameter: Megatron can store layers under keys of their own."""
         if weight.megatron in self._checkpoint:
             return weight.megatron, index
+        if not index:
+            return weight.megatron, index
         layer, *expert = index
         return weight.megatron.replace("layers.", f"layers.{layer}.", 1), tuple(expert)
 
@@ -109,6 +111,10 @@ class MegatronWeights:
                 )
         for key in sorted(keys):
             self._check_stack(key)
+        for weight, index in parameters(self.architecture):
+            key, _ = self._place(weight, index)
+            if key not in self._checkpoint:
+                raise CheckpointError(f"{self.folder} lacks parameter {key}.")
 
     def _check_stack(self, key: str) -> None:
         """Layers and experts must be as many as the model's."""

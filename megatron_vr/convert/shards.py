@@ -106,7 +106,10 @@ class SafetensorsShard:
         stored = self._header[name]["dtype"]
         dtype = _READ[stored] if stored in _READ else self.dtype(name)
         begin = self._data + self._header[name]["data_offsets"][0]
-        return self._read(self.path, begin, self.shape(name), dtype)
+        try:
+            return self._read(self.path, begin, self.shape(name), dtype)
+        except EOFError as error:
+            raise CheckpointError(f"{error}; the source was changed meanwhile.") from None
 
     def release(self) -> None:
         """Nothing is kept."""

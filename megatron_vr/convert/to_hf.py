@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from megatron_vr.convert.hf_writer import (
 )
 from megatron_vr.convert.maps import parameters, source_shapes, weight_map
 from megatron_vr.convert.megatron_weights import MegatronWeights
-from megatron_vr.convert.to_megatron import COMPANIONS
+from megatron_vr.convert.to_megatron import COMPANIONS, FORMAT
 from megatron_vr.convert.units import Advance, Item, Parameter, Unit, group
 from megatron_vr.convert.work import Done, carry_out
 from megatron_vr.errors import CheckpointError, SettingsError
@@ -54,10 +54,7 @@ def convert_to_hf(
     origin = origin_of(folder, base)
     architecture = read_architecture(origin)
     weights = MegatronWeights(folder, architecture)
-    stored = {
-        weight.megatron: weights.parameter_dtype(weight, index)
-        for weight, index in parameters(architecture)
-    }
+    stored = _stored(weights)
     dtypes = {key: DTYPES[dtype] if dtype else found for key, found in stored.items()}
     conversion = ToHF(folder, origin, architecture, dtypes, shard_bytes)
     return carry_out(conversion, destination, processes)
@@ -75,6 +72,20 @@ def origin_of(checkpoint: Path, base: str | Path | None) -> Path:
             "Hugging Face folder that the model began as (--base)."
         )
     return carried
+
+
+def _stored(weights: MegatronWeights) -> dict[str, torch.dtype]:
+    """Key → precision. Raises CheckpointError where layers differ, or for one that is not
+    written."""
+    found: dict[str, torch.dtype] = {}
+    for weight, index in parameters(weights.architecture):
+        dtype = weights.parameter_dtype(weight, index)
+        if dtype not in DTYPES.values() or found.setdefault(weight.megatron, dtype) != dtype:
+            raise CheckpointError(
+                f"{weights.folder}: {weight.megatron} {list(index)} is stored as {dtype}; all "
+                f"layers must be one of {', '.join(DTYPES)}."
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,8 @@ class ToHF:
         contents = (self.checkpoint / CONTENTS).stat()
         return {
             "conversion": "to-hf",
+            "format": FORMAT,
+            "architecture": asdict(self.architecture),
             "source": str(self.checkpoint),
             "contents": [contents.st_size, contents.st_mtime_ns],
             "base": str(self.base),
@@ -127,7 +140,8 @@ class ToHF:
             for key, index in unit.parameters:
                 found = weights.tensors_of(rows[key], index)
                 while found:
-                    yield found.pop(next(iter(found))).to(self.dtypes[key])
+                    name = next(iter(found))
+                    yield rounded(name, found.pop(name), self.dtypes[key])
                 arena.reset()
 
         write_shard(path, header, tensors(), advance, sum(item.nbytes for item in self._items()))
@@ -151,6 +165,15 @@ class ToHF:
             elements = sum(torch.Size(shape).numel() for shape in shapes)
             parameter: Parameter = (weight.megatron, index)
             yield Item(parameter, elements * self.dtypes[weight.megatron].itemsize)
+
+
+def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` in `dtype`. Raises CheckpointError where it has a value that `dtype` has not."""
+    found = tensor.to(dtype)
+    narrow = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    if narrow and not torch.equal(found.isfinite(), tensor.isfinite()):
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; use bfloat16.")
+    return found
 
 
 def _shard_name(number: int, count: int) -> str:

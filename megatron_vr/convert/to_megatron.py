@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.parallel.layout import Layout, check_layout
 
 FILE_BYTES = 2**30
+
+# Raised whenever the same source would be written otherwise, which ends resuming of older ones.
+FORMAT = 1
 
 # Where a checkpoint keeps the Hugging Face files that are no weights.
 COMPANIONS = "hf"
@@ -72,14 +75,14 @@ def convert_to_megatron(
 @dataclass(frozen=True)
 class ToMegatron:
     """One such conversion. `dtypes` are the precisions of the checkpoint's tensors, `files` the
-    source's files, their sizes and times."""
+    source's files."""
 
     source: Path
     architecture: Architecture
     layout: Layout
     allow_pickle: bool
     dtypes: Mapping[str, torch.dtype]
-    files: tuple[tuple[str, int, int], ...]
+    files: tuple[str, ...]
     file_bytes: int
 
     @property
@@ -98,7 +101,9 @@ class ToMegatron:
         return {
             "conversion": "to-megatron",
             "source": str(self.source),
-            "files": self.files,
+            "format": FORMAT,
+            "architecture": asdict(self.architecture),
+            "files": [_stat(self.source / name) for name in self.files],
             "layout": [self.layout.tensor, self.layout.pipeline, self.layout.virtual_pipeline],
             "file_bytes": self.file_bytes,
         }
@@ -177,10 +182,13 @@ def blocks(
         yield [*[0] * len(rest), number * block.shape[-1]], block
 
 
-def _files(weights: HFWeights) -> tuple[tuple[str, int, int], ...]:
-    found: Iterable[Path] = [*weights.files, weights.folder / "config.json"]
-    stats = [(path, path.stat()) for path in found]
-    return tuple((path.name, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+def _files(weights: HFWeights) -> tuple[str, ...]:
+    return (*(path.name for path in weights.files), "config.json")
+
+
+def _stat(path: Path) -> list[Any]:
+    found = path.stat()
+    return [path.name, found.st_size, found.st_mtime_ns]
 
 
 def _dtypes(weights: HFWeights, architecture: Architecture) -> dict[str, torch.dtype]:

@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from megatron_vr.convert.aside import Aside, open_aside
+from megatron_vr.convert.aside import Aside, Resumable, open_aside
 from megatron_vr.convert.page_cache import crowds
 from megatron_vr.convert.progress import transfer_bar
 from megatron_vr.convert.units import Advance, Conversion, Unit
@@ -58,8 +58,13 @@ def carry_out(
     """
     began = time.monotonic()
     final = Path(destination).absolute()
-    with _full_disk_told(final), open_aside(final, conversion.identity()) as aside:
-        made = aside.results()
+    identity = conversion.identity()
+    with _full_disk_told(final), open_aside(final, identity) as aside:
+        made = {
+            unit.name: result
+            for unit in conversion.units
+            if (result := aside.result(unit.name, unit.nbytes)) is not None
+        }
         missing = [unit for unit in conversion.units if unit.name not in made]
         _check_room(aside.folder, missing)
         total = sum(unit.nbytes for unit in conversion.units)
@@ -72,6 +77,9 @@ def carry_out(
             for unit, result in _make(conversion, missing, aside.folder, count, advance):
                 made[unit.name] = result
                 syncing.finished(unit, result)
+        if conversion.identity() != identity:
+            raise CheckpointError(f"what {final} is made from changed meanwhile; try again.")
+        aside.keep(made)
         conversion.finish(aside.folder, made)
         aside.publish()
     return Done(left, total, time.monotonic() - began)
@@ -129,7 +137,7 @@ def _check_room(folder: Path, units: Sequence[Unit]) -> None:
     needed = sum(unit.nbytes for unit in units) + SIDE_FILES
     free = shutil.disk_usage(folder).free + begun
     if needed > free:
-        raise CheckpointError(
+        raise Resumable(
             f"{folder.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are to be "
             "written; make room or write to another disk."
         )
@@ -167,12 +175,13 @@ def _make_in_processes(
                 written = _written(units, folder)
                 advance(written - told)
                 told = written
-                for future in finished:
+                # What succeeded first, so that it is kept where another failed.
+                for future in sorted(finished, key=lambda one: one.exception() is not None):
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool:
-            raise CheckpointError(
-                "a process of the conversion was killed, perhaps for want of memory; use fewer "
-                "with --processes."
+            raise Resumable(
+                "a process of the conversion was killed, perhaps for want of memory; the same "
+                "command goes on after the last finished file: use fewer with --processes."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

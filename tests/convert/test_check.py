@@ -123,6 +123,33 @@ def test_models_of_other_shapes_are_told_apart_by_field(source: Path, tmp_path: 
     assert not verdict.same
 
 
+def test_what_a_conversion_rightly_drops_is_no_difference(tmp_path: Path) -> None:
+    tied = write_folder(tmp_path / "tied", tied=True)
+    llama = write_folder(tmp_path / "llama", "llama")
+    for folder, name, value in [
+        (
+            tied,
+            "lm_head.weight",
+            load_file(tied / "model.safetensors")["model.embed_tokens.weight"],
+        ),
+        (llama, "model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(8)),
+    ]:
+        tensors = load_file(folder / "model.safetensors") | {name: value.clone()}
+        save_file(tensors, folder / "model.safetensors")
+        megatron = tmp_path / f"{folder.name}-megatron"
+        convert_to_megatron(folder, megatron, Layout())
+        verdict = check(folder, megatron, with_logits=False)
+        assert verdict.same, page(verdict)
+
+
+def test_neither_half_precision_is_the_other_rounded() -> None:
+    x = torch.tensor([1.0, 0.1])
+    for first, second in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)):
+        assert same("x", x.to(first), x.to(first).to(second)).state == "differs"
+    beyond = torch.tensor([1e5])
+    assert same("x", beyond, beyond.half()).state == "differs", "an overflow is no rounding"
+
+
 def test_a_folder_that_is_not_its_own_model_is_an_error(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"lacks tensors .*{NAME}"):
         check(source, copied(source, tmp_path / "b", lambda tensors: tensors.pop(NAME)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,11 @@ from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.convert.to_megatron import convert_to_megatron
 from megatron_vr.parallel.layout import Layout
 from tests.convert.sparse import write_sparse
-from tests.convert.stored import assert_same_bits, write_folder
+from tests.convert.stored import (
+    assert_same_bits,
+    assert_same_companions,
+    write_folder,
+)
 
 GB = 10**9
 
@@ -45,6 +51,60 @@ def test_a_real_conversion_goes_on_after_a_kill(direction: str, tmp_path: Path) 
     assert 0 < done.written < done.total, "it began anew"
     if direction == "to-megatron":
         steps["to-hf"]()
+    assert_same_bits(source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("direction", ["to-megatron", "to-hf"])
+def test_a_kill_among_the_side_files_leaves_none_by_halves(direction: str, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "hf")
+    (source / "tokenizer.json").write_text("x" * 100_000)
+    steps = {
+        "to-megatron": lambda: convert_to_megatron(source, tmp_path / "m", Layout()),
+        "to-hf": lambda: convert_to_hf(tmp_path / "m", tmp_path / "back"),
+    }
+    if direction == "to-hf":
+        steps["to-megatron"]()
+    process = get_context("fork").Process(target=_killed_at_a_copy, args=[steps[direction]])
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    steps[direction]()
+    if direction == "to-megatron":
+        steps["to-hf"]()
+    assert_same_bits(source, tmp_path / "back")
+    assert_same_companions(source, tmp_path / "back")
+
+
+def _killed_at_a_copy(convert: Callable[[], Any]) -> None:
+    def copy(source: Path, target: Path) -> None:
+        content = source.read_bytes()
+        target.write_bytes(content[: len(content) // 2])
+        if source.name == "tokenizer.json":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    shutil.copyfile = copy  # type: ignore[assignment]
+    convert()
+
+
+def test_a_corrected_base_does_not_go_on_with_the_wrong_ones_files(tmp_path: Path) -> None:
+    """Other heads make other tensors of the same bytes."""
+    source = write_folder(tmp_path / "hf", "llama", head_dim=16)
+    convert_to_megatron(source, tmp_path / "m", Layout())
+    base = tmp_path / "base"
+    shutil.copytree(source, base)
+    config = json.loads((base / "config.json").read_text())
+    wrong = config | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    (base / "config.json").write_text(json.dumps(wrong))
+
+    def convert() -> None:
+        convert_to_hf(tmp_path / "m", tmp_path / "back", base=base, shard_bytes=50_000)
+
+    process = get_context("fork").Process(target=_killed_at_the_third_file, args=[convert])
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (base / "config.json").write_text(json.dumps(config))
+    convert()
     assert_same_bits(source, tmp_path / "back")
 
 
@@ -129,18 +189,24 @@ from pathlib import Path
 from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.convert.to_megatron import convert_to_megatron
 from megatron_vr.parallel.layout import Layout
+def resident(line: str) -> int:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[line].split()[0]) * 1024
+begun = resident("VmRSS")
 source, megatron, out = {str(source)!r}, {str(tmp_path / "m")!r}, {str(tmp_path / "out")!r}
 if sys.argv[1] == "to-megatron":
     convert_to_megatron(source, megatron, Layout(tensor=2, pipeline=2), processes=1)
 else:
     convert_to_hf(megatron, out, processes=1)
 # Not what getrusage says: that counts the process which started this one too.
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(int(status["VmHWM"].split()[0]) * 1024)
+print(begun, resident("VmHWM"))
 """
     for step in ("to-megatron", "to-hf"):
         done = subprocess.run(
             [sys.executable, "-c", code, step], capture_output=True, text=True, check=True
         )
-        used = int(done.stdout)
+        begun, used = map(int, done.stdout.split())
         assert used < allowed, f"{step}: {used / GB:.2f} GB for a model of {total / GB:.2f} GB"
+        # Beside what the libraries take: the tensors, and some room for the library's own.
+        room = 2 * largest + 2**26
+        assert used - begun < room, f"{step}: {(used - begun) / GB:.2f} GB over the start"

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_vr.convert.hf_reader import HFWeights
 from megatron_vr.convert.load import load_hf
 from megatron_vr.convert.to_hf import convert_to_hf
+from megatron_vr.convert.to_megatron import convert_to_megatron
 from megatron_vr.errors import CheckpointError, SettingsError
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.parallel.layout import Layout
@@ -154,6 +155,18 @@ def test_a_checkpoint_of_another_model_is_refused(
     with pytest.raises(CheckpointError, match=message):
         export((other, saved[1]), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_values_beyond_the_asked_precision_are_refused(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "hf")
+    tensors = load_file(source / SINGLE)
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, source / SINGLE)
+    convert_to_megatron(source, tmp_path / "m", Layout())
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values beyond the range"):
+        convert_to_hf(tmp_path / "m", tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    convert_to_hf(tmp_path / "m", tmp_path / "out", dtype="bfloat16")
 
 
 def test_an_unknown_precision_is_refused(saved: tuple[Path, Path], tmp_path: Path) -> None:

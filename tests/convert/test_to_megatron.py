@@ -123,7 +123,6 @@ def test_pickled_weights_are_read_only_when_allowed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "hf")
     pickled = write_folder(tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
-    (pickled / "optimizer.pt").unlink()
     torch.save(load_file(source / "model.safetensors"), pickled / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pickled weights only.*--allow-pickle"):
         convert_to_megatron(pickled, tmp_path / "out", Layout())
@@ -142,7 +141,6 @@ def test_a_pickle_that_holds_code_is_not_run(
 ) -> None:
     source = write_folder(tmp_path / "hf")
     (source / "model.safetensors").unlink()
-    (source / "optimizer.pt").unlink()
     torch.save({"model.norm.weight": _Code()}, source / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="more than tensors"):
         convert_to_megatron(source, tmp_path / "out", Layout(), allow_pickle=True)

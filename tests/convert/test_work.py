@@ -120,8 +120,11 @@ def test_an_error_leaves_nothing(processes: int, tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"killed, perhaps for want of memory.*--processes"):
-        carry_out(Letters(tmp_path / "log", "kill"), tmp_path / "out", 2)
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+        carry_out(Letters(tmp_path / "log", "kill", at="d"), tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()
+    carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+    assert contents(tmp_path / "out") == WHOLE
+    assert (tmp_path / "log").read_text().count("a") == 1, "a finished file was made again"
 
 
 def test_several_processes_make_the_same_folder(tmp_path: Path) -> None:
@@ -152,6 +155,57 @@ def test_too_little_room_is_known_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
     usage.free += 1
     carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+
+
+def test_too_little_room_for_the_rest_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    killed(log, out)
+    usage = SimpleNamespace(free=0)
+    monkeypatch.setattr("megatron_vr.convert.work.shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(CheckpointError, match="GB free"):
+        carry_out(Letters(log), out, 1)
+    usage.free = 2 * work.SIDE_FILES
+    carry_out(Letters(log), out, 1)
+    assert log.read_text().count("a") == 1, "a finished file was made again"
+    assert contents(out) == WHOLE
+
+
+@pytest.mark.parametrize("lost", ["removed", "shortened"])
+def test_a_finished_file_that_is_gone_is_made_again(lost: str, tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    killed(log, out)
+    file = tmp_path / ".out.converting" / "a"
+    if lost == "removed":
+        file.unlink()
+    else:
+        file.write_text("aaa")
+    carry_out(Letters(log), out, 1)
+    assert contents(out) == WHOLE
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_place_that_no_folder_can_take_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    if kind == "link":
+        (tmp_path / "out").symlink_to(tmp_path / "real")
+    else:
+        (tmp_path / "out").write_text("")
+    with pytest.raises(CheckpointError, match=r"link or a mount point|not empty"):
+        carry_out(Letters(tmp_path / "log"), tmp_path / "out", 1)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
+    class Changing(Letters):
+        def identity(self) -> dict[str, Any]:
+            made = self.log.read_text() if self.log.exists() else ""
+            return {"changed": "c" in made}
+
+    with pytest.raises(CheckpointError, match="changed meanwhile"):
+        carry_out(Changing(tmp_path / "log"), tmp_path / "out", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:

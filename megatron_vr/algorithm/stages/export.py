@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_vr.algorithm.context import Context, model_folder
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
+from megatron_vr.errors import CheckpointError
 
 
 def run(node: Node, context: Context) -> Finished:
@@ -16,5 +17,10 @@ def run(node: Node, context: Context) -> Finished:
 
         base = model_folder(node.inputs["base"])
         checkpoint = newest_checkpoint(node.inputs["trained"].path / "checkpoints")
-        convert_to_hf(checkpoint, destination, base=base, dtype=node.settings.model.dtype)
+        try:
+            convert_to_hf(checkpoint, destination, base=base, dtype=node.settings.model.dtype)
+        except CheckpointError:
+            # A signal to all processes ends those that the conversion started.
+            context.interrupt.check("the export")
+            raise
     return Finished(summary={"path": str(destination)})
