@@ -83,9 +83,16 @@ def test_it_has_what_megatrons_own_save_has(source: Path, tmp_path: Path) -> Non
     assert ours.keys == theirs.keys
     for key in theirs.keys:
         assert (ours.shape(key), ours.dtype(key)) == (theirs.shape(key), theirs.dtype(key)), key
-    assert theirs.objects <= set(extra_states(architecture)) == ours.objects
-    backend = [(tmp_path / name / "metadata.json").read_text() for name in ("ours", "theirs")]
-    assert json.loads(backend[0]) == json.loads(backend[1])
+    assert set(extra_states(architecture)) == ours.objects
+    # Megatron 0.19 stores what is no tensor here; its loader still takes it from a file of its own.
+    of_modules = {name for name in theirs.objects if not name.startswith("common_state/")}
+    assert of_modules <= ours.objects
+    for field in ("sharded_backend", "sharded_backend_version"):
+        stated = [
+            json.loads((tmp_path / name / "metadata.json").read_text())[field]
+            for name in ("ours", "theirs")
+        ]
+        assert stated[0] == stated[1], field
 
 
 def test_the_vocabulary_is_padded_with_zeros_for_the_layout(tmp_path: Path) -> None:
