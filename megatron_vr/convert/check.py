@@ -117,13 +117,13 @@ def check(
     """
     one, other = open_model(a, base, allow_pickle), open_model(b, base, allow_pickle)
     differing = _architectures(one.architecture, other.architecture)
-    order = list(expected_tensors(one.architecture))
+    expected = expected_tensors(one.architecture)
     total = sum(
         torch.Size(shape).numel() * one.tensors.dtype(name).itemsize
-        for name, shape in expected_tensors(one.architecture).items()
+        for name, shape in expected.items()
     )
     with transfer_bar("comparing", total) as advance:
-        tensors = compare_tensors(one.tensors, other.tensors, order, advance)
+        tensors = compare_tensors(one.tensors, other.tensors, list(expected), advance)
     equal, side = _side_files(one.side, other.side)
     comparable = with_logits and not differing
     return Verdict(

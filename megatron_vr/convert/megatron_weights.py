@@ -56,7 +56,7 @@ class MegatronWeights:
     def dtype(self, name: str) -> torch.dtype:
         """The precision a tensor is stored in."""
         weight, index, _ = self._origin[name]
-        return self._checkpoint.dtype(self._place(weight, index)[0])
+        return self.parameter_dtype(weight, index)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor, in the precision it is stored in."""

@@ -60,14 +60,15 @@ def carry_out(
     final = Path(destination).absolute()
     identity = conversion.identity()
     with _full_disk_told(final), open_aside(final, identity) as aside:
+        units = conversion.units
         made = {
             unit.name: result
-            for unit in conversion.units
+            for unit in units
             if (result := aside.result(unit.name, unit.nbytes)) is not None
         }
-        missing = [unit for unit in conversion.units if unit.name not in made]
+        missing = [unit for unit in units if unit.name not in made]
         _check_room(aside.folder, missing)
-        total = sum(unit.nbytes for unit in conversion.units)
+        total = sum(unit.nbytes for unit in units)
         left = sum(unit.nbytes for unit in missing)
         count = processes or _suitable(left)
         with (
