@@ -11,7 +11,7 @@ from megatron_vr.errors import SettingsError
 MAIN_ARM = "variational"
 TAKEN = ("start", MAIN_ARM)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SHARED = ("run", "parallel", "model", "problems", "prompts")
+SHARED = ("run", "parallel", "model", "problems", "prompts", "cluster")
 
 
 def arms(settings: Settings) -> dict[str, Settings]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from megatron_vr.config.cluster_settings import ClusterSettings
 from megatron_vr.config.engine_settings import EngineSettings
 from megatron_vr.config.frozen import Count, Fraction, Frozen, Positive, Whole
 from megatron_vr.config.grading_settings import GradingSettings
@@ -275,6 +276,7 @@ class Settings(Frozen):
     scoring: ScoringSettings = ScoringSettings()
     grading: GradingSettings = GradingSettings()
     report: ReportSettings = ReportSettings()
+    cluster: ClusterSettings = ClusterSettings()
     comparisons: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="rows beside `variational`: a name and the settings in which it differs",
