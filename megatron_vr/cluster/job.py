@@ -28,8 +28,8 @@ class Job:
     """One node of the run's plan, as a job.
 
     `name` is the stage's folder within the run's, as in `iteration-1/train`, and unique in the run.
-    `kind`: cpu, one process; ranks, a launcher on each node; served, servers of `model` on each node
-    and one client; benchmarks, one process that evaluates the run's last policy.
+    `kind`: cpu, one process; ranks, a launcher on each node; served, servers of `model` on each
+    node and one client; benchmarks, one process that evaluates the run's last policy.
     """
 
     name: str

@@ -34,7 +34,7 @@ def read_record(files: RunFiles) -> dict[str, tuple[Submission, ...]]:
         return {}
     except (ValueError, TypeError, AttributeError) as error:
         raise StageError(
-            f"{files.record} is damaged ({error}); move it away, and end the run's jobs with scancel"
+            f"{files.record} is damaged ({error}); move it away and end the run's jobs (scancel)"
         ) from None
 
 
