@@ -239,7 +239,9 @@ def _base(s: Settings) -> dict[str, Any]:
 
 def _training(s: Settings, train: TrainSettings) -> dict[str, Any]:
     kept = {key: value for key, value in _dump(train).items() if key not in UNFINGERPRINTED_TRAIN}
-    return {"train": kept, "dtype": s.model.dtype, "seed": s.run.seed, "prompts": _dump(s.prompts)}
+    fp8 = {"fp8": s.model.fp8} if s.model.fp8 is not None else {}
+    told = {"train": kept, "dtype": s.model.dtype, "seed": s.run.seed, **fp8}
+    return told | {"prompts": _dump(s.prompts)}
 
 
 def _sampling(s: Settings) -> dict[str, Any]:

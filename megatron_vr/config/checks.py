@@ -9,17 +9,20 @@ from megatron_vr.config.settings import Settings
 from megatron_vr.errors import SettingsError
 
 
-def check_settings(settings: Settings, processes: int, where: str = "") -> None:
+def check_settings(
+    settings: Settings, processes: int, where: str = "", *, installed_here: bool = True
+) -> None:
     """Raise SettingsError with one line for each conflict, naming settings and what to do.
 
-    `where` goes before each line.
+    `where` goes before each line. Not `installed_here`: what the settings need is looked for where
+    the processes start, as in a container.
     """
-    faults = [where + fault for fault in _faults(settings, processes)]
+    faults = [where + fault for fault in _faults(settings, processes, installed_here)]
     if faults:
         raise SettingsError("\n".join(faults))
 
 
-def _faults(s: Settings, processes: int) -> Iterator[str]:
+def _faults(s: Settings, processes: int, installed_here: bool) -> Iterator[str]:
     yield from _parallel_faults(s, processes)
     if s.traces.sampler == "policy" and s.weights.estimator != "accuracy":
         yield (
@@ -38,7 +41,7 @@ def _faults(s: Settings, processes: int) -> Iterator[str]:
         )
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
-    yield from _spec_faults(s)
+    yield from _spec_faults(s, installed_here)
     yield from _context_faults(s)
     yield from _warmup_faults(s)
     yield from _length_faults(s)
@@ -56,13 +59,18 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
 
 
-def _spec_faults(s: Settings) -> Iterator[str]:
+def _spec_faults(s: Settings, installed_here: bool) -> Iterator[str]:
+    if s.model.fp8 is not None and s.model.spec != "te":
+        yield (
+            f"model.fp8 is {s.model.fp8}, which takes Transformer Engine's layers; set model.spec: "
+            "te, or leave model.fp8 out"
+        )
     if s.model.spec == "te" and s.model.dtype == "float32":
         yield (
             "model.spec is te, whose attention takes no packs in float32; set model.dtype: "
             "bfloat16, or model.spec: plain"
         )
-    if s.model.spec == "te" and find_spec("transformer_engine") is None:
+    if s.model.spec == "te" and installed_here and find_spec("transformer_engine") is None:
         yield (
             "model.spec is te, but Transformer Engine is not installed; install the extra "
             "megatron-vr[gpu], or set model.spec: plain"

@@ -44,17 +44,45 @@ class JobSettings(Frozen):
         return time
 
 
+class TrainJobs(JobSettings):
+    """Jobs of sft, posterior and train."""
+
+    nodes: Count = 1
+    gpus: Whole = 8
+    time: str = "24:00:00"
+
+
+class ScoreJobs(JobSettings):
+    """Jobs of score."""
+
+    nodes: Count = 1
+    gpus: Whole = 8
+    time: str = "12:00:00"
+
+
+class SampleJobs(JobSettings):
+    """Jobs of sample, answer and evaluate, and of the benchmarks."""
+
+    nodes: Count = 1
+    gpus: Whole = 8
+    time: str = "24:00:00"
+
+
+class CpuJobs(JobSettings):
+    """Jobs of problems, base, weigh and export."""
+
+    nodes: Count = 1
+    gpus: Whole = 0
+    time: str = "4:00:00"
+
+
 class ClusterSettings(Frozen):
-    """How `submit` turns the run into jobs.
+    """How `submit` turns the run into jobs, of which there are four kinds."""
 
-    Training stages (sft, posterior, train), `score`, sampling stages (sample, answer, evaluate) and
-    the rest (problems, base, weigh, export) have a kind of job each.
-    """
-
-    train: JobSettings = JobSettings(nodes=1, gpus=8, time="24:00:00")
-    score: JobSettings = JobSettings(nodes=1, gpus=8, time="12:00:00")
-    sample: JobSettings = JobSettings(nodes=1, gpus=8, time="24:00:00")
-    cpu: JobSettings = JobSettings(nodes=1, gpus=0, time="4:00:00")
+    train: TrainJobs = TrainJobs()
+    score: ScoreJobs = ScoreJobs()
+    sample: SampleJobs = SampleJobs()
+    cpu: CpuJobs = CpuJobs()
     stages: dict[str, JobSettings] = Field(
         default_factory=dict,
         description="other shapes of single stages, as in {posterior: {nodes: 1}}; names of "

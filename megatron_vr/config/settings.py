@@ -44,6 +44,11 @@ class ModelSettings(Frozen):
         "plain", description="layers: plain torch (any device) or Transformer Engine (GPU)"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
+    fp8: Literal["tensorwise", "blockwise"] | None = Field(
+        None,
+        description="training's matrix products of the layers in FP8, with one scale for a tensor "
+        "or one for a block; needs model.spec: te. Scoring is in `dtype`",
+    )
     recompute: Literal["none", "selective", "full"] = "none"
     log_prob_chunk: Count | Literal["auto"] = Field(
         "auto",

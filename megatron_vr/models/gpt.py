@@ -23,10 +23,14 @@ from megatron_vr.parallel.layout import Layout
 DTypeName = Literal["float32", "bfloat16"]
 Recompute = Literal["none", "selective", "full"]
 Chunk = int | Literal["auto"]
+Fp8 = Literal["tensorwise", "blockwise"]
 
 # Bytes of logits that the head holds at once where the chunk is "auto". A GPU wants chunks large
 # enough that adding them to the weight's gradient is not what it waits for.
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**27, 2**30
+
+# The format that each recipe's scales are meant for. Blocks are fine enough for gradients in e4m3.
+_FP8_FORMATS = {"tensorwise": "hybrid", "blockwise": "e4m3"}
 
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -136,6 +140,7 @@ def build_model(
     dtype: DTypeName,
     recompute: Recompute,
     log_prob_chunk: Chunk,
+    fp8: Fp8 | None = None,
 ) -> list[MegatronModule]:
     """This rank's stages of the model: one, or one for each virtual pipeline chunk.
 
@@ -145,7 +150,9 @@ def build_model(
     Raises SettingsError for a spec that is not available here.
     """
     check_spec(spec)
-    config = transformer_config(architecture, layout, spec=spec, dtype=dtype, recompute=recompute)
+    config = transformer_config(
+        architecture, layout, spec=spec, dtype=dtype, recompute=recompute, fp8=fp8
+    )
     chunks = range(layout.virtual_pipeline) if layout.virtual_pipeline else (None,)
     return [
         _build_stage(architecture, layout, config, spec, log_prob_chunk, chunk) for chunk in chunks
@@ -187,6 +194,7 @@ def transformer_config(
     spec: SpecName,
     dtype: DTypeName,
     recompute: Recompute,
+    fp8: Fp8 | None = None,
 ) -> TransformerConfig:
     """Megatron's configuration, all of it: nothing else may set a field except the hooks
     (`grad_scale_func`, `finalize_model_grads_func`, ...) that a training loop must add."""
@@ -214,6 +222,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         params_dtype=params_dtype,
         bf16=dtype == "bfloat16",
+        **({"fp8": _FP8_FORMATS[fp8], "fp8_recipe": fp8} if fp8 is not None else {}),
         **expert_fields(architecture.experts, spec),
         **_parallel_fields(layout, params_dtype),
         **_device_fields(spec),

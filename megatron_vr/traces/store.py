@@ -8,37 +8,31 @@ Invariants:
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import uuid
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from megatron_vr.errors import DataError, StageError
 from megatron_vr.traces.durable import sync_folder, write_durably
 from megatron_vr.traces.fingerprint import Fingerprint, differences
+from megatron_vr.traces.lock import locked
 
 FINGERPRINT = "fingerprint.json"
 DONE = "_DONE.json"
-LOCK_SECONDS = 5.0  # to wait for a process that is ending
 # What a stage leaves where its folder has lost its fingerprint, or never got it.
 _REMAINS = re.compile(
     rf"part-\d{{5,}}\.(parquet|journal|tmp)|{DONE}|({FINGERPRINT}|{DONE})\.tmp|\..*\.writing"
 )
-# Of file systems that have no locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def count_parts(total: int, part_size: int) -> int:
@@ -118,30 +112,11 @@ class StageFolder:
     def lock(self) -> Iterator[None]:
         """Let no other process, nor another block of this one, work in the folder meanwhile.
 
-        Raises StageError where one still does after a few seconds: one that was killed takes a
-        moment to end. The lock is the kernel's (flock on a file beside the
-        folder, which stays there) and goes with the process, even by `kill -9`; programs that this
-        one starts do not inherit it, forks without an exec do. Some network file systems keep it
-        from processes of the same host alone, some have none: a warning says so.
+        The lock is a file beside the folder, which stays there. Raises StageError as `locked` does.
         """
         file = self.path.with_name(f".{self.path.name}.lock")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "ab") as held:
-            try:
-                _take(held)
-            except BlockingIOError:
-                raise StageError(
-                    f"another process works in {self.path}; wait for its end, stop it, or use "
-                    "another folder"
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                warnings.warn(
-                    f"{file} cannot be locked ({error}): see to it that no other process works in "
-                    f"{self.path}",
-                    stacklevel=3,
-                )
+        fix = "wait for its end, stop it, or use another folder"
+        with locked(file, f"another process works in {self.path}; {fix}"):
             yield
 
     def part(self, index: int) -> Path:
@@ -245,13 +220,3 @@ def _content(file: Path, fix: str) -> dict[str, Any] | None:
 
 def _as_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-@retry(
-    retry=retry_if_exception_type(BlockingIOError),
-    stop=stop_after_delay(LOCK_SECONDS),
-    wait=wait_fixed(0.1),
-    reraise=True,
-)
-def _take(file: IO[bytes]) -> None:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

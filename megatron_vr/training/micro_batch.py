@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from megatron_vr.models.plain_layers import SharedPromptPack
 from megatron_vr.training.places import Integers, PackShape, Places, shared, whole
 
+# Dimensions of matrix products in FP8: what the kernels take, and whole blocks of scales.
+FP8_ALIGN = {"tensorwise": 16, "blockwise": 128}
+
 
 def pack_shape(config: TransformerConfig) -> PackShape:
     """What a model of `config` demands of packs on this rank."""
@@ -28,6 +31,7 @@ def pack_shape(config: TransformerConfig) -> PackShape:
         context=config.context_parallel_size,
         context_rank=parallel_state.get_context_parallel_rank(),
         sequence_parallel=config.tensor_model_parallel_size if config.sequence_parallel else 1,
+        align=FP8_ALIGN[config.fp8_recipe] if config.fp8 else 1,
     )
 
 

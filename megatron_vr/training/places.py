@@ -10,6 +10,7 @@ The prompt's last token stands with every sequence: there each predicts its own 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -27,13 +28,14 @@ class PackShape:
     """What the ranks that share a sequence demand of its length.
 
     Each of `context` ranks takes two chunks of every sequence; each of `sequence_parallel` ranks
-    an equal share of what is then on a rank. Padding follows the last token of a sequence, where
-    under a causal mask nothing sees it.
+    an equal share of what is then on a rank, in a multiple of `align` places. Padding follows the
+    last token of a sequence, where under a causal mask nothing sees it.
     """
 
     context: int = 1
     context_rank: int = 0
     sequence_parallel: int = 1
+    align: int = 1
 
     @property
     def multiple(self) -> int:
@@ -47,8 +49,14 @@ class PackShape:
     def padded(self, places: Integers) -> Integers:
         """The places [n ≥ 1] of each sequence of a pack with its padding."""
         padded = self.rounded(places)
-        padded[-1] += -int(padded.sum()) % (self.multiple * self.sequence_parallel)
+        shares = math.lcm(self.multiple * self.sequence_parallel, self.context * self.unit)
+        padded[-1] += -int(padded.sum()) % shares
         return padded
+
+    @property
+    def unit(self) -> int:
+        """What the places of a pack on one context-parallel rank are a multiple of."""
+        return self.sequence_parallel * self.align
 
     def total(self, places: Integers, saved: int) -> int:
         """The places that a pack of sequences of `places` [n ≥ 0] takes with all padding, `saved`
@@ -58,7 +66,7 @@ class PackShape:
         if not saved:
             return int(self.padded(places).sum())
         used = int(places.sum()) - saved
-        return used + -used % self.sequence_parallel
+        return used + -used % self.unit
 
     def share(self, boundaries: Integers) -> Integers:
         """The pack positions of this context-parallel rank, ascending within a sequence.
@@ -122,7 +130,7 @@ def shared(
             owners.append(np.full(last - first, owner))
             positions.append(np.arange(first, last))
             place = own[1]
-    padding = -place % shape.sequence_parallel
+    padding = -place % shape.unit
     if padding:
         owners.append(np.full(padding, owners[-1][-1]))
         positions.append(np.full(padding, sizes[owners[-1][-1]]))

@@ -106,6 +106,7 @@ def _identity(job: TrainJob) -> dict[str, float | int | str]:
         "weighting": job.settings.weighting,
         "seed": job.seed,
         "dtype": job.model.dtype,
+        **({"fp8": job.model.fp8} if job.model.fp8 is not None else {}),
     }
 
 
@@ -118,6 +119,7 @@ def _build(job: TrainJob, architecture: Architecture) -> list[Any]:
         dtype=job.model.dtype,
         recompute=job.model.recompute,
         log_prob_chunk=job.model.log_prob_chunk,
+        fp8=job.model.fp8,
     )
 
 

@@ -212,3 +212,18 @@ def test_missing_transformer_engine_names_the_extra() -> None:
 def test_an_unknown_spec_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"model\.spec='fast'"):
         check_spec("fast")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "number_format"), [("tensorwise", "hybrid"), ("blockwise", "e4m3")]
+)
+def test_fp8_is_asked_of_megatron_with_the_format_of_its_recipe(
+    recipe: Any, number_format: str, tmp_path: Path
+) -> None:
+    tiny_model("qwen3", False).config.save_pretrained(tmp_path)
+    model = read_architecture(tmp_path)
+    # The fields of the te spec cannot be made where Transformer Engine is missing.
+    options: dict[str, Any] = {"spec": "plain", "dtype": "bfloat16", "recompute": "none"}
+    config = transformer_config(model, Layout(), **options, fp8=recipe)
+    assert (config.fp8, config.fp8_recipe) == (number_format, recipe)
+    assert transformer_config(model, Layout(), **options).fp8 is None

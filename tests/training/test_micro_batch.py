@@ -72,20 +72,24 @@ def test_a_pack_predicts_each_target_from_the_tokens_before_it(
     assert batch.packing.max_seqlen_q == max(len(rows[row][0]) - 1 for row in chosen)
 
 
-@given(tables(), st.integers(1, 3), st.integers(1, 3))
+@given(tables(), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 16]))
 @settings(max_examples=100, deadline=None)
 def test_context_ranks_together_hold_every_place_once_in_equal_shares(
-    rows: list[tuple[list[int], int]], context: int, tensor: int
+    rows: list[tuple[list[int], int]], context: int, tensor: int, align: int
 ) -> None:
     table = examples(rows).table
     chosen = range(len(rows))
     whole = table.micro_batch(chosen, PackShape(), CPU)
     parts = [
-        table.micro_batch(chosen, PackShape(context, rank, tensor), CPU) for rank in range(context)
+        table.micro_batch(chosen, PackShape(context, rank, tensor, align), CPU)
+        for rank in range(context)
     ]
     sizes = {part.tokens.shape[1] for part in parts}
     assert len(sizes) == 1, f"shares of {sizes} places"
-    assert sizes.pop() % tensor == 0, "sequence-parallel ranks need equal shares"
+    on_rank = sizes.pop()
+    assert on_rank % (tensor * align) == 0, "sequence-parallel ranks need equal, aligned shares"
+    places = table.places[list(chosen)]
+    assert PackShape(context, 0, tensor, align).total(places, 0) == on_rank * context
     ends = parts[0].packing.cu_seqlens_q
     assert ends[-1] == sum(part.tokens.shape[1] for part in parts)
     if context > 1:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_vr.algorithm.check_model import check_architecture
 from megatron_vr.algorithm.context import Context, model_folder
+from megatron_vr.algorithm.megatron import layout_of
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.convert.fetch import fetch_model
@@ -21,7 +22,8 @@ def run(node: Node, context: Context) -> Finished:
             fetch_model(settings.path, node.path / "model", "model.path")
         context.world.barrier()
         architecture = read_architecture(model_folder(node))
-        check_architecture(node.settings, architecture, context.world.size)
+        # A job of its own has other processes than the trainings that were checked for theirs.
+        check_architecture(node.settings, architecture, layout_of(node.settings).model_ranks)
         return Finished(summary={"path": settings.path, "family": architecture.family})
     if context.world.is_main and not (node.path / "model").exists():
         _make_random(node)
