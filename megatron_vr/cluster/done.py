@@ -1,0 +1,26 @@
+"""Which jobs have nothing left to do, as the run's folder tells."""
+
+from __future__ import annotations
+
+from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
+from megatron_vr.algorithm.plan import Plan
+from megatron_vr.cluster.jobs import BENCHMARKS, node_name
+from megatron_vr.config.comparisons import MAIN_ARM
+from megatron_vr.config.settings import Settings
+from megatron_vr.algorithm.run import RESULTS
+from megatron_vr.traces.store import DONE
+
+
+def done_jobs(plan: Plan, settings: Settings) -> set[str]:
+    """Names of the jobs whose stage is done under these very settings."""
+    run = settings.run.folder
+    done = {node_name(node, run) for node in plan.nodes if node.folder.done}
+    return done | ({BENCHMARKS} if _has_benchmarks(settings) else set())
+
+
+def _has_benchmarks(settings: Settings) -> bool:
+    out = settings.run.folder / "evaluations" / f"{MAIN_ARM}-{settings.run.iterations}"
+    if not (out / RESULTS).exists():
+        return False
+    wanted = chosen_benchmarks(settings.cluster.benchmarks)
+    return all((out / benchmark.name / DONE).is_file() for benchmark in wanted)

@@ -1,0 +1,179 @@
+"""`submit`: from settings to queued jobs. What is done or queued already is left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from megatron_vr.algorithm.digests import digests
+from megatron_vr.algorithm.plan import Plan, make_plan
+from megatron_vr.algorithm.run import Prepared, execute, processes_of, read_problems
+from megatron_vr.cluster.chain import Decision, Live, decide
+from megatron_vr.cluster.checked import check_jobs
+from megatron_vr.cluster.done import done_jobs
+from megatron_vr.cluster.frozen_settings import check_frozen, freeze
+from megatron_vr.cluster.job import Job, RunFiles
+from megatron_vr.cluster.jobs import make_jobs, select, slurm_prefix
+from megatron_vr.cluster.record import Submission, add_submission
+from megatron_vr.cluster.script import render
+from megatron_vr.cluster.slurm import Slurm
+from megatron_vr.config.settings import Settings
+from megatron_vr.config.site_settings import SiteSettings
+from megatron_vr.parallel.interrupt import Interrupt
+from megatron_vr.parallel.world import World
+from megatron_vr.traces.durable import write_durably
+from megatron_vr.traces.lock import locked
+
+PREPARED = ("problems", "base")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `submit` was asked for; see the command's help."""
+
+    settings: Settings
+    site: SiteSettings
+    first: str | None = None
+    last: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A line of the table: a job, what became of it and what Slurm said.
+
+    `state` is done, queued (before), submitted, or would be.
+    """
+
+    job: Job
+    state: str
+    id: int | None
+    after: tuple[str, ...]
+    said: str = ""
+
+
+def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submitted]:
+    """Submit what is missing, every job after those it reads from; `say` prints progress.
+
+    Nothing is submitted where Slurm would refuse one of the jobs. Raises SettingsError or StageError
+    for settings, stages or jobs that cannot be, with Slurm's own words where it refuses.
+    """
+    settings = asked.settings
+    files = RunFiles(settings.run.folder.absolute())
+    plan = make_plan(settings, digests(settings))
+    for node in plan.nodes:
+        node.folder.check()
+    jobs = make_jobs(plan, settings)
+    chosen = {job.name for job in select(jobs, asked.first, asked.last)}
+    check_jobs(plan, jobs, settings, asked.site)
+    with _alone(files, asked.dry_run):
+        if settings.cluster.prepare == "here" and not asked.dry_run:
+            _prepare(plan, settings, say)
+            check_jobs(plan, jobs, settings, asked.site)
+        live = _live(files, slurm)
+        decisions = decide(jobs, chosen, done_jobs(plan, settings), live)
+        check_frozen(settings, files, [f"{name} ({job.id})" for name, job in live.items()])
+        scripts = _write_scripts(decisions, files, asked)
+        said = _tested(scripts, slurm, asked.dry_run, say)
+        if asked.dry_run:
+            return [_would(decision, said) for decision in decisions]
+        freeze(settings, files)
+        files.cancelled.unlink(missing_ok=True)
+        return list(_submitted(decisions, scripts, files, slurm, live, say))
+
+
+@contextmanager
+def _alone(files: RunFiles, dry_run: bool) -> Iterator[None]:
+    """Two people, or two terminals, must not submit one run at once."""
+    if dry_run:
+        yield
+        return
+    with locked(files.folder / ".lock", f"another `submit` of {files.run} is at work"):
+        yield
+
+
+def _prepare(plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
+    """Problems and the base, where there is a network: their faults show before anything waits."""
+    prepared = Prepared(settings, processes_of(settings), plan)
+    bases = [node for node in plan.nodes if node.stage == "base"]
+    with Interrupt() as interrupt:
+        if any(not node.folder.done for node in plan.nodes if node.stage in PREPARED):
+            say("problems and base are made here (cluster.prepare: here)")
+        read_problems(prepared, interrupt)
+        execute([node for node in bases if not node.folder.done], World(0, 1), interrupt)
+
+
+def _live(files: RunFiles, slurm: Slurm) -> dict[str, Live]:
+    """The run's jobs that Slurm has not ended, by name; empty where there is no Slurm."""
+    if slurm.absent is not None:
+        return {}
+    prefix = slurm_prefix(files.run)
+    return {
+        name.removeprefix(prefix): Live(one.id, one.state != "PENDING")
+        for name, states in slurm.named(prefix).items()
+        for one in states
+        if one.alive
+    }
+
+
+def _write_scripts(decisions: Sequence[Decision], files: RunFiles, asked: Asked) -> dict[str, Path]:
+    """The scripts of the jobs to submit, by name."""
+    settings, written = asked.settings, {}
+    for job in (decision.job for decision in decisions if decision.what == "submit"):
+        text = render(
+            job,
+            files,
+            settings,
+            asked.site,
+            name=slurm_prefix(files.run) + job.name,
+        )
+        path = files.script(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, text)
+        files.log(job).parent.mkdir(parents=True, exist_ok=True)
+        written[job.name] = path
+    return written
+
+
+def _tested(
+    scripts: Mapping[str, Path], slurm: Slurm, dry_run: bool, say: Callable[[str], None]
+) -> dict[str, str]:
+    """What Slurm says to each script; what it refuses is raised before anything is queued."""
+    if slurm.absent is not None:
+        if dry_run:
+            say(f"{slurm.absent}: scripts are written, and not tested")
+        return {}
+    return {name: slurm.test(path) for name, path in scripts.items()}
+
+
+def _would(decision: Decision, said: Mapping[str, str]) -> Submitted:
+    state = "would be submitted" if decision.what == "submit" else decision.what
+    return Submitted(
+        decision.job, state, decision.id, decision.waits_for, said.get(decision.job.name, "")
+    )
+
+
+def _submitted(
+    decisions: Sequence[Decision],
+    scripts: Mapping[str, Path],
+    files: RunFiles,
+    slurm: Slurm,
+    live: Mapping[str, Live],
+    say: Callable[[str], None],
+) -> Iterator[Submitted]:
+    ids = {name: job.id for name, job in live.items()}
+    for decision in decisions:
+        name = decision.job.name
+        if decision.what != "submit":
+            yield Submitted(decision.job, decision.what, decision.id, ())
+            continue
+        if decision.replaces is not None:
+            slurm.cancel([decision.replaces])
+        parents = [ids[parent] for parent in decision.waits_for]
+        ids[name] = slurm.submit(scripts[name], parents)
+        add_submission(files, name, Submission(ids[name], time.time()))
+        say(f"{name}: job {ids[name]}")
+        yield Submitted(decision.job, "submitted", ids[name], decision.waits_for)
