@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.plan import Plan
+from megatron_vr.algorithm.run import RESULTS
 from megatron_vr.cluster.jobs import BENCHMARKS, node_name
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings
-from megatron_vr.algorithm.run import RESULTS
 from megatron_vr.traces.store import DONE
 
 

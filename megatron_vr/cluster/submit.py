@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_vr.algorithm.digests import digests
-from megatron_vr.algorithm.plan import Plan, make_plan
-from megatron_vr.algorithm.run import Prepared, execute, processes_of, read_problems
+from megatron_vr.algorithm.plan import make_plan
 from megatron_vr.cluster.chain import Decision, Live, decide
 from megatron_vr.cluster.checked import check_jobs
 from megatron_vr.cluster.done import done_jobs
 from megatron_vr.cluster.frozen_settings import check_frozen, freeze
 from megatron_vr.cluster.job import Job, RunFiles
 from megatron_vr.cluster.jobs import make_jobs, select, slurm_prefix
+from megatron_vr.cluster.prepare import PREPARED, prepare_here
 from megatron_vr.cluster.record import Submission, add_submission
 from megatron_vr.cluster.script import render
 from megatron_vr.cluster.slurm import Slurm
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
-from megatron_vr.parallel.interrupt import Interrupt
-from megatron_vr.parallel.world import World
 from megatron_vr.traces.durable import write_durably
 from megatron_vr.traces.lock import locked
-
-PREPARED = ("problems", "base")
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Asked:
 class Submitted:
     """A line of the table: a job, what became of it and what Slurm said.
 
-    `state` is done, queued (before), submitted, or would be.
+    `state` is done, queued (before) or submitted; in a dry run also to submit, or made here.
     """
 
     job: Job
@@ -58,8 +54,8 @@ class Submitted:
 def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submitted]:
     """Submit what is missing, every job after those it reads from; `say` prints progress.
 
-    Nothing is submitted where Slurm would refuse one of the jobs. Raises SettingsError or StageError
-    for settings, stages or jobs that cannot be, with Slurm's own words where it refuses.
+    Nothing is submitted where Slurm would refuse one of the jobs. Raises SettingsError or
+    StageError for settings, stages or jobs that cannot be, with Slurm's own words where it refuses.
     """
     settings = asked.settings
     files = RunFiles(settings.run.folder.absolute())
@@ -68,18 +64,22 @@ def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submi
         node.folder.check()
     jobs = make_jobs(plan, settings)
     chosen = {job.name for job in select(jobs, asked.first, asked.last)}
-    check_jobs(plan, jobs, settings, asked.site)
+    # In a container, or behind another command, things are installed that this host has not.
+    own = asked.site.command is None and asked.site.container.kind == "none"
+    check_jobs(plan, jobs, settings, installed_here=own and not asked.dry_run)
     with _alone(files, asked.dry_run):
-        if settings.cluster.prepare == "here" and not asked.dry_run:
-            _prepare(plan, settings, say)
-            check_jobs(plan, jobs, settings, asked.site)
+        done = done_jobs(plan, settings)
+        here = {job.name for job in jobs if job.name not in done and _is_made_here(job, settings)}
         live = _live(files, slurm)
-        decisions = decide(jobs, chosen, done_jobs(plan, settings), live)
+        decisions = decide(jobs, chosen, done | here, live)
         check_frozen(settings, files, [f"{name} ({job.id})" for name, job in live.items()])
         scripts = _write_scripts(decisions, files, asked)
         said = _tested(scripts, slurm, asked.dry_run, say)
         if asked.dry_run:
-            return [_would(decision, said) for decision in decisions]
+            return [_would(decision, said, here) for decision in decisions]
+        if settings.cluster.prepare == "here":
+            prepare_here(plan, settings, chosen - done, say)
+            check_jobs(plan, jobs, settings, installed_here=own)  # now that the base is here
         freeze(settings, files)
         files.cancelled.unlink(missing_ok=True)
         return list(_submitted(decisions, scripts, files, slurm, live, say))
@@ -93,17 +93,6 @@ def _alone(files: RunFiles, dry_run: bool) -> Iterator[None]:
         return
     with locked(files.folder / ".lock", f"another `submit` of {files.run} is at work"):
         yield
-
-
-def _prepare(plan: Plan, settings: Settings, say: Callable[[str], None]) -> None:
-    """Problems and the base, where there is a network: their faults show before anything waits."""
-    prepared = Prepared(settings, processes_of(settings), plan)
-    bases = [node for node in plan.nodes if node.stage == "base"]
-    with Interrupt() as interrupt:
-        if any(not node.folder.done for node in plan.nodes if node.stage in PREPARED):
-            say("problems and base are made here (cluster.prepare: here)")
-        read_problems(prepared, interrupt)
-        execute([node for node in bases if not node.folder.done], World(0, 1), interrupt)
 
 
 def _live(files: RunFiles, slurm: Slurm) -> dict[str, Live]:
@@ -149,8 +138,13 @@ def _tested(
     return {name: slurm.test(path) for name, path in scripts.items()}
 
 
-def _would(decision: Decision, said: Mapping[str, str]) -> Submitted:
-    state = "would be submitted" if decision.what == "submit" else decision.what
+def _is_made_here(job: Job, settings: Settings) -> bool:
+    return settings.cluster.prepare == "here" and job.stage in PREPARED
+
+
+def _would(decision: Decision, said: Mapping[str, str], here: Collection[str]) -> Submitted:
+    state = {"submit": "to submit"}.get(decision.what, decision.what)
+    state = "made here" if decision.job.name in here else state
     return Submitted(
         decision.job, state, decision.id, decision.waits_for, said.get(decision.job.name, "")
     )

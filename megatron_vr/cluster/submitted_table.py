@@ -10,8 +10,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from megatron_vr.cluster.job import RunFiles, Shape
+from megatron_vr.cluster.job import RunFiles
 from megatron_vr.cluster.submit import Submitted
+
+WIDE = 120  # columns of a terminal that has room for the parents
 
 
 def as_rows(lines: Sequence[Submitted], run: Path) -> list[dict[str, Any]]:
@@ -41,18 +43,18 @@ def print_submitted(
     """A line for each job, then where things are and what to do next."""
     console = console or Console()
     table = Table(box=SIMPLE_HEAD)
-    for name in ("stage", "state", "job", "shape", "time"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("after")
+    names = ("stage", "state", "job", "nodes", "GPUs", "limit")
+    for name in names:
+        right = name in ("job", "nodes", "GPUs", "limit")
+        table.add_column(name, no_wrap=True, justify="right" if right else "left")
+    wide = console.width >= WIDE
+    if wide:
+        table.add_column("after")
     for line in lines:
-        table.add_row(
-            line.job.name,
-            line.state,
-            "" if line.id is None else str(line.id),
-            _shape(line.job.shape),
-            line.job.shape.time,
-            ", ".join(line.after),
-        )
+        shape, number = line.job.shape, "" if line.id is None else str(line.id)
+        gpus = f"{shape.nodes} × {shape.gpus}" if shape.gpus else ""
+        cells = (line.job.name, line.state, number, str(shape.nodes), gpus, shape.time)
+        table.add_row(*cells, *([", ".join(line.after)] if wide else []))
     console.print(table)
     files = RunFiles(run.absolute())
     told = {line.said for line in lines if line.said}
@@ -63,9 +65,3 @@ def print_submitted(
         console.print("nothing was submitted (--dry-run)")
     else:
         console.print(f"watch:   megatron-vr status {run}", markup=False, soft_wrap=True)
-
-
-def _shape(shape: Shape) -> str:
-    """As in `2 nodes × 8 GPUs`."""
-    nodes = "1 node" if shape.nodes == 1 else f"{shape.nodes} nodes"
-    return f"{nodes} × {shape.gpus} GPUs" if shape.gpus else nodes

@@ -1,0 +1,148 @@
+"""Runs of the toy task through `submit`, on a real Slurm of virtual nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.algorithm.tiny_run import ROOT, command, environment
+from tests.slurm.cluster import Cluster
+from tests.slurm.toy_run import (
+    SHAPES,
+    call,
+    check_same_tables,
+    finish,
+    live_jobs,
+    logs,
+    submit,
+)
+
+pytestmark = pytest.mark.timeout(900)
+
+# Long enough for something to happen in the middle.
+LONG = ("train.steps=300", "train.optimizer.warmup_steps=4")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same run by `megatron-vr run`: two ranks on this host, no Slurm."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = subprocess.run(
+        command(folder, *SHAPES, "parallel.processes=2", *LONG),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=280,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    yield folder
+
+
+def test_a_run_through_a_killed_rank_and_a_lost_node_has_the_tables_of_an_undisturbed_one(
+    slurm: Cluster, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    rows = submit(slurm, folder, *LONG)
+    assert {row["state"] for row in rows} == {"done", "submitted"}
+    ids = {row["job"]: row["id"] for row in rows}
+    sampling, training = folder / "iteration-1/sample-posterior", folder / "iteration-1/train"
+
+    slurm.wait_until(lambda: any(sampling.glob("part-*")), 200)
+    killed = kill_a_rank(slurm, ids["iteration-1/sample-posterior"])
+    slurm.wait_until(lambda: any(training.glob("checkpoints/step-*[05]")), 240)
+    lost = first_node(slurm, ids["iteration-1/train"])
+    slurm.node_down(lost)
+    try:
+        finish(slurm)
+    finally:
+        slurm.node_up(lost)
+
+    check_same_tables(folder, undisturbed)
+    sampled = log_of(folder, "iteration-1.sample-posterior", ids)
+    assert f"node {killed}" in sampled and "starts again (1 of" in sampled, sampled
+    assert restarts(slurm, ids["iteration-1/train"]) == 1, logs(folder)
+    again = submit(slurm, folder, *LONG)
+    assert {row["state"] for row in again} == {"done"}
+
+
+def kill_a_rank(slurm: Cluster, job: int) -> str:
+    """`kill -9` one rank of the job; the name of its node."""
+    for process in psutil.process_iter():
+        try:
+            found = process.environ()
+        except psutil.Error:
+            continue
+        if found.get("SLURM_JOB_ID") == str(job) and found.get("RANK") == "1":
+            os.kill(process.pid, signal.SIGKILL)
+            return found["SLURMD_NODENAME"]
+    raise AssertionError(f"job {job} has no rank 1; {live_jobs(slurm)}")
+
+
+def first_node(slurm: Cluster, job: int) -> str:
+    return slurm.run("squeue", "-h", "-j", str(job), "-o", "%B").stdout.strip()
+
+
+def restarts(slurm: Cluster, job: int) -> int:
+    told = slurm.run("scontrol", "-o", "show", "job", str(job)).stdout
+    return int(told.split("Restarts=")[1].split()[0])
+
+
+def log_of(folder: Path, stage: str, ids: dict[str, int]) -> str:
+    return (folder / f"slurm/logs/{stage}-{ids[stage.replace('.', '/')]}.log").read_text()
+
+
+def test_a_training_that_meets_its_time_limit_saves_and_goes_on(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    long = ("policy.steps=4000", "policy.optimizer.warmup_steps=4", "policy.save_every=100000")
+    limit = ("cluster.stages={sft: {time: '1'}}", "cluster.save_seconds=25")
+    ids = {r["job"]: r["id"] for r in submit(slurm, folder, "--until", "sft", *long, *limit)}
+    finish(slurm, 600)
+    sft = folder / "iteration-0/sft"
+    assert (sft / "_DONE.json").exists(), logs(folder)
+    assert restarts(slurm, ids["iteration-0/sft"]) >= 1, logs(folder)
+    steps = [json.loads(line)["step"] for line in (sft / "metrics.jsonl").open()]
+    assert steps == sorted(set(steps)) and steps[-1] == 4000, "a step was done twice, or lost"
+
+
+def test_a_stage_that_fails_takes_those_behind_it_off_the_queue(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    rows = submit(slurm, folder, "policy.optimizer.learning_rate=1e30", "policy.steps=40")
+    finish(slurm)
+    assert not (folder / "iteration-0/export-policy").exists()
+    failed = log_of(folder, "iteration-0.sft", {row["job"]: row["id"] for row in rows})
+    assert "not finite" in failed and "failed with exit code 1" in failed.splitlines()[-1]
+    # The posterior does not depend on it.
+    assert (folder / "iteration-1/posterior/_DONE.json").exists(), logs(folder)
+    states = slurm.run("squeue", "-h", "-t", "all", "-o", "%j %T").stdout
+    assert "iteration-1/train CANCELLED" in states
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ("cluster.train={nodes: 2, gpus: 9}", "configuration"),
+        ("cluster.cpu={partition: nowhere}", "invalid partition"),
+        ("cluster.score={nodes: 99, gpus: 1}", "Node"),
+    ],
+)
+def test_what_slurm_refuses_is_told_in_its_own_words_and_nothing_is_queued(
+    slurm: Cluster, tmp_path: Path, wish: str, words: str
+) -> None:
+    done = call(slurm, "submit", tmp_path / "run", wish)
+    assert done.returncode != 0
+    assert words in done.stderr and "Slurm refuses" in done.stderr, done.stderr
+    assert not any(str(tmp_path) in line for line in live_jobs(slurm))
+    assert not (tmp_path / "run/slurm/jobs.json").exists()
+    assert not (tmp_path / "run/iteration-0").exists(), "the base was made for nothing"
