@@ -21,6 +21,8 @@ setup(
         "megatron_vr": ["py.typed"],
         "megatron_vr.problems": ["formats/*/*", "benchmarks/data/*.yaml"],
         "megatron_vr.report": ["templates/*"],
+        "megatron_vr.models": ["known/*.json"],
+        "megatron_vr.cluster": ["templates/*", "templates/sites/*"],
     },
     entry_points={"console_scripts": ["megatron-vr = megatron_vr.cli:main"]},
     install_requires=[

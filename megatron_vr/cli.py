@@ -11,11 +11,13 @@ from typing import Annotated
 
 import typer
 
+from megatron_vr.cli_cluster import submit
 from megatron_vr.cli_convert import app as convert
 from megatron_vr.cli_convert import quantize
 from megatron_vr.cli_errors import AsJson, Config, Overrides, guarded
 from megatron_vr.cli_evaluate import benchmarks, compare, evaluate
 from megatron_vr.cli_serve import serve
+from megatron_vr.cli_stage import stage
 from megatron_vr.errors import SettingsError
 
 STAGES = {
@@ -136,6 +138,8 @@ for _stage, _help in STAGES.items():
 app.add_typer(convert, name="convert")
 app.command()(quantize)
 app.command()(serve)
+app.command()(stage)
+app.command()(submit)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(benchmarks)

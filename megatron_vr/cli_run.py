@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from megatron_vr.algorithm.one_stage import Asked, hosts_of, prepare_stage
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.run import (
     RESULTS,
@@ -25,6 +26,7 @@ from megatron_vr.config.load import load_settings
 from megatron_vr.errors import Requeue, SettingsError, StageError
 from megatron_vr.evaluation.spread import spread
 from megatron_vr.evaluation.table import print_results
+from megatron_vr.parallel.blame import blaming_this_host
 from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.launch import is_launched, is_launched_by_us, launch
 from megatron_vr.parallel.world import World
@@ -79,6 +81,36 @@ def run_stage(
         flags = ["--start-over"] if start_over else []
         arguments = [stage, str(config), *overrides, *options, *flags]
         _work_or_launch(prepared, nodes, arguments, start_over, interrupt)
+
+
+def run_node(
+    config: Path,
+    overrides: Sequence[str],
+    name: str,
+    nodes: int,
+    node_rank: int | None,
+    meet: str | None,
+    processes: int | None,
+    servers: Path | None,
+) -> None:
+    """The node of the plan whose folder within the run's is `name`; see `megatron-vr stage`."""
+    settings = load_settings(config, overrides)
+    asked = Asked(name, hosts_of(settings, nodes, node_rank, meet), processes, servers)
+    stage = prepare_stage(settings, asked)
+    with _stoppable() as interrupt:
+        if is_launched():
+            _as_rank(stage.prepared, [stage.node], False, interrupt)
+        elif asked.hosts.count > 1 or stage.processes > 1:
+            # Of several hosts the ranks decide together whether the stage is done.
+            arguments = ["stage", str(config), name, *overrides]
+            code = launch(arguments, stage.processes, interrupt, asked.hosts)
+            if code:
+                sys.exit(code)
+        elif stage.node.stage == "problems":
+            read_problems(stage.prepared, interrupt, only=stage.node)
+        else:
+            with blaming_this_host():
+                execute([stage.node], World(0, 1), interrupt)
 
 
 def push_model(
@@ -167,9 +199,10 @@ def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool, interrupt:
     from megatron_vr.parallel.layout import join_world
 
     settings = prepared.settings.parallel
-    join_world(settings.timeout_minutes)
     world = World.from_environment()
     try:
+        with blaming_this_host():
+            join_world(settings.timeout_minutes)
         if world.size == 1:
             _read_and_execute(prepared, nodes, start_over, world, interrupt)
             return True
@@ -189,6 +222,7 @@ def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool, interrupt:
     return world.is_main
 
 
+@blaming_this_host()
 def _read_and_execute(
     prepared: Prepared,
     nodes: list[Node],

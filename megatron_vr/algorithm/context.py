@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_vr.algorithm.plan import Node
-from megatron_vr.algorithm.progress import Talk
+from megatron_vr.algorithm.progress import Talk, Whole
 from megatron_vr.algorithm.sampling_parts import Part, PartSampler, Sampled
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.parallel.heartbeat import stopped_with_peer
@@ -54,16 +54,38 @@ class Context:
         stop; what was finished by then is kept.
         """
         count = count_parts(sampled.total, sampled.part_size)
-        missing = self.world.mine(self.world.from_main(node.folder.missing(count)))
-        parts = [Part(node.folder, sampled, index) for index in missing]
-        self.sample(parts, engine, title(node), unit)
+        missing = self.world.from_main(node.folder.missing(count))
+        mine = [Part(node.folder, sampled, index) for index in self.world.mine(missing)]
+        others = [
+            Part(node.folder, sampled, index)
+            for index in sorted({*missing} - {*self.world.mine(missing)})
+        ]
+        total = sampled.total * sampled.per_item
+        whole = Whole(
+            node.path,
+            total=total,
+            before=total - _generations([*mine, *others]),
+            others=lambda: _generations(part for part in others if part.is_made),
+        )
+        self.sample(mine, engine, title(node), unit, whole)
         self.meet(f"the generations at hand of {title(node)}")
         return count
 
-    def sample(self, parts: Sequence[Part], engine: Engine, label: str, unit: str) -> None:
-        """Make `parts` in this process, or as far as it gets before it is asked to stop."""
-        with self.talk.bar(label, sum(part.generations for part in parts), unit) as advance:
-            PartSampler(parts, advance).run(engine, self.stopping)
+    def sample(
+        self,
+        parts: Sequence[Part],
+        engine: Engine,
+        label: str,
+        unit: str,
+        whole: Whole | None = None,
+    ) -> None:
+        """Make `parts` in this process, or as far as it gets before it is asked to stop.
+
+        `whole`: the stage they are of, for `status`.
+        """
+        with self.talk.bar(label, _generations(parts), unit, whole) as bar:
+            sampler = PartSampler(parts, bar, earlier=bar.earlier, tokens=bar.tokens)
+            sampler.run(engine, self.stopping)
 
     def engine(self, node: Node, model: Path) -> Engine:
         """What samples from the model in `model` for `node`."""
@@ -116,6 +138,10 @@ class Context:
         signal_name = next((name for name in asked if name is not None), None)
         if signal_name is not None:
             raise stopped_after(what, signal_name)
+
+
+def _generations(parts: Iterable[Part]) -> int:
+    return sum(part.generations for part in parts)
 
 
 def title(node: Node) -> str:

@@ -20,9 +20,9 @@ from megatron_vr.algorithm.stages.problems import PREFIX
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.config.settings import Settings
-from megatron_vr.errors import DataError
+from megatron_vr.errors import DataError, SettingsError
 from megatron_vr.parallel.interrupt import Interrupt
-from megatron_vr.parallel.launch import check_launch, default_processes
+from megatron_vr.parallel.launch import check_launch, default_processes, is_launched
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA
 from megatron_vr.rollout.engine import never
@@ -47,7 +47,7 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
     folder was made under other settings.
     """
     rows = arms(settings)
-    check_launch(any(_starts_servers(row) for row in rows.values()))
+    check_launch(any(starts_servers(row) for row in rows.values()))
     processes = processes_of(settings)
     for name, row in rows.items():
         check_settings(row, processes, "" if name == MAIN_ARM else f"comparisons.{name}: ")
@@ -60,22 +60,52 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
 
 
 def processes_of(settings: Settings) -> int:
-    """`parallel.processes`, with `auto` made a number."""
+    """How many processes work on the run, on all hosts together.
+
+    In a rank the size of its world, else `parallel.processes` with `auto` made a number. Raises
+    SettingsError where the two differ.
+    """
     asked = settings.parallel.processes
+    if is_launched():
+        return check_processes(settings, World.from_environment().size, "WORLD_SIZE is")
     return default_processes() if asked == "auto" else asked
 
 
-def _starts_servers(settings: Settings) -> bool:
+def check_processes(settings: Settings, started: int, told: str) -> int:
+    """`started`; raises SettingsError where `parallel.processes` is another number.
+
+    `told` leads to the number of processes that were started.
+    """
+    asked = settings.parallel.processes
+    if asked not in ("auto", started):
+        raise SettingsError(
+            f"parallel.processes is {asked}, but {told} {started}; set parallel.processes: auto, "
+            "or start as many processes"
+        )
+    return started
+
+
+def starts_servers(settings: Settings) -> bool:
+    """Whether a stage of `settings` starts rollout servers of its own."""
     return settings.engine.kind != "embedded" and settings.engine.servers.launch is not None
 
 
-def read_problems(prepared: Prepared, interrupt: Interrupt, *, start_over: bool = False) -> None:
-    """Run the `problems` stages here and save the settings: the data's faults show at once."""
+def read_problems(
+    prepared: Prepared,
+    interrupt: Interrupt,
+    *,
+    start_over: bool = False,
+    only: Node | None = None,
+) -> None:
+    """Run the `problems` stages here and save the settings: the data's faults show at once.
+
+    With `only`, the others are as they are: those that are done are compared with it.
+    """
     alone = Context(World(0, 1), Talk(speaks=True), interrupt)
     folder = prepared.settings.run.folder
     nodes = [node for node in prepared.plan.nodes if node.stage == "problems"]
-    run_nodes(nodes, alone, start_over=start_over)
-    _check_held_out(nodes)
+    run_nodes(nodes if only is None else [only], alone, start_over=start_over)
+    _check_held_out([node for node in nodes if node.folder.done])
     content = prepared.settings.model_dump(mode="json")
     write_durably(folder / "settings.yaml", yaml.safe_dump(content, sort_keys=False))
 

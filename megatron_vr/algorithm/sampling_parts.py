@@ -69,6 +69,11 @@ class Part:
         """Where its completions are kept until it is whole."""
         return self.folder.path / f"part-{self.index:05d}.journal"
 
+    @property
+    def is_made(self) -> bool:
+        """Whether it is there, whole."""
+        return self.folder.part(self.index).exists()
+
     def asks(self) -> list[Ask]:
         """All its generations."""
         return [ask for item in self.items for ask in self.sampled.asks(item)]
@@ -98,12 +103,22 @@ def missing_parts(folder: StageFolder, sampled: Sampled) -> list[Part]:
 class PartSampler:
     """Makes `parts`, which may be of several stages if the ids of all their asks are distinct.
 
-    `advance` is told of each finished generation, those of an earlier attempt included.
+    `advance` is told of each finished generation, those of an earlier attempt included, unless
+    `earlier` is told of these; `tokens` of how many tokens were generated.
     """
 
-    def __init__(self, parts: Sequence[Part], advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        advance: Callable[[int], None],
+        *,
+        earlier: Callable[[int], None] | None = None,
+        tokens: Callable[[int], None] | None = None,
+    ) -> None:
         self._parts = parts
         self._advance = advance
+        self._earlier = earlier or advance
+        self._tokens = tokens or (lambda amount: None)
         self._open_of: dict[str, _Open] = {}
         self._open: set[_Open] = set()
         self._writing: list[Future[None]] = []
@@ -134,7 +149,7 @@ class PartSampler:
             asks = part.asks()
             journal = Journal(part.journal)
             left = [ask for ask in asks if ask.request.id not in journal.ids]
-            self._advance(len(asks) - len(left))
+            self._earlier(len(asks) - len(left))
             under_way = _Open(part, journal, {ask.request.id for ask in left})
             self._open.add(under_way)
             self._open_of |= dict.fromkeys(under_way.missing, under_way)
@@ -148,6 +163,7 @@ class PartSampler:
         under_way.journal.add(completion)
         under_way.missing.discard(completion.id)
         self._advance(1)
+        self._tokens(len(completion.token_ids))
         if not under_way.missing:
             self._close(under_way, writer)
 

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.check_model import architecture_of
 from megatron_vr.algorithm.digests import digests
-from megatron_vr.algorithm.plan import Node, Plan, make_plan
+from megatron_vr.algorithm.megatron import layout_of
+from megatron_vr.algorithm.plan import make_plan
 from megatron_vr.cluster.counting import count_questions
-from megatron_vr.cluster.job import Job, Shape
-from megatron_vr.cluster.jobs import BENCHMARKS, make_jobs, node_name
+from megatron_vr.cluster.job import Job
+from megatron_vr.cluster.jobs import make_jobs
+from megatron_vr.cluster.planned_run import PlannedRun
 from megatron_vr.cluster.planner.cases import Model
-from megatron_vr.cluster.planner.compute import Nodes
 from megatron_vr.cluster.planner.disk import disk_of
-from megatron_vr.cluster.planner.hardware import Device, device_called
+from megatron_vr.cluster.planner.hardware import device_called
 from megatron_vr.cluster.planner.lengths import PlanAssumptions
-from megatron_vr.cluster.planner.memory import (
-    host_memory,
-    largest_micro_batch,
-    scoring_memory,
-    training_memory,
-)
-from megatron_vr.cluster.planner.report import Fit, Report
-from megatron_vr.cluster.planner.search import Candidate, search
-from megatron_vr.cluster.planner.stage_times import (
-    TRAININGS,
-    Estimate,
-    Took,
-    World,
-    benchmarks_work,
-    costs_of,
-    estimate,
-    work_of,
-)
-from megatron_vr.cluster.planner.work import training_of
+from megatron_vr.cluster.planner.report import Report
+from megatron_vr.cluster.planner.stage_times import World
 from megatron_vr.cluster.so_far import look_back
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.comparisons import MAIN_ARM, arms
@@ -75,25 +58,30 @@ def plan_run(asked: Asked) -> Report:
     architecture = _architecture(settings)
     plan = make_plan(settings, digests(settings))
     jobs = {job.name: job for job in make_jobs(plan, settings)}
-    _check(plan, jobs, settings, architecture)
+    _check_gpus(jobs)
     so_far = look_back(plan.nodes, stated, frozenset(stated.model_fields_set))
     counts = count_questions(settings, stated)
     world = World(Model(settings, architecture), device, counts, so_far.assumed)
-    train = _train_job(plan, jobs, settings)
-    fits = _fits(plan, jobs, world)
-    estimates = _estimates(plan, jobs, world)
-    wanted = asked.search or any(not fit.fits for fit in fits)
+    run = PlannedRun(plan, jobs, world)
+    fault = _layout_fault(run)
+    if fault is not None and not asked.search:
+        raise SettingsError(f"{fault} `plan --search` finds layouts for so many GPUs.")
+    if fault is None:
+        _check_rows(settings)
+    fits = run.fits() if fault is None else []
+    wanted = asked.search or not all(fit.fits for fit in fits)
     return Report(
         model=settings.model.path or "random weights",
         parameters=world.server(1, 1).parameters,
         device=device,
-        nodes=Nodes(device, train.shape.gpus),
         fits=fits,
-        estimates=estimates,
+        estimates=run.estimates() if fault is None else [],
         disk=disk_of(plan.nodes, world),
         assumed=so_far.assumed,
+        counts=counts,
         notes=so_far.notes,
-        layouts=_search(plan, train.shape, world) if wanted else None,
+        layouts=run.layouts() if wanted else None,
+        layout_fault=fault,
     )
 
 
@@ -105,27 +93,31 @@ def _architecture(settings: Settings) -> Architecture:
     return architecture_of(settings) or known_architecture(str(settings.model.path))
 
 
-def _check(
-    plan: Plan, jobs: dict[str, Job], settings: Settings, architecture: Architecture
-) -> None:
-    """Raise SettingsError for what `submit` would refuse, and for jobs without GPUs."""
-    for node in plan.nodes:
-        job = jobs[node_name(node, settings.run.folder)]
-        if job.kind != "ranks":
-            continue
-        processes = job.shape.nodes * job.shape.processes
-        if job.shape.gpus < 1:
+def _check_gpus(jobs: Mapping[str, Job]) -> None:
+    for job in jobs.values():
+        if job.kind == "ranks" and job.shape.gpus < 1:
             raise SettingsError(
                 f"{job.name} asks for no GPUs, and a plan is made for GPUs; give their number, as "
                 "in cluster.train.gpus=8 cluster.score.gpus=8 cluster.sample.gpus=8"
             )
+
+
+def _layout_fault(run: PlannedRun) -> str | None:
+    """What is wrong with the layout of the settings on the GPUs of some job."""
+    for node in run.plan.nodes:
+        job = run.job(node)
+        if job.kind != "ranks":
+            continue
+        processes = job.shape.nodes * job.shape.processes
         try:
-            case = costs_layout(node)
-            check_layout(case, architecture, processes)
+            check_layout(layout_of(node.settings), run.world.model.architecture, processes)
         except SettingsError as error:
-            raise SettingsError(
-                f"{job.name}, on {job.shape.nodes} × {job.shape.processes} ranks: {error}"
-            ) from None
+            return f"{job.name}, on {job.shape.nodes} × {job.shape.processes} ranks: {error}"
+    return None
+
+
+def _check_rows(settings: Settings) -> None:
+    """Raise SettingsError for what no run would begin with."""
     for name, row in arms(settings).items():
         processes = settings.cluster.train.nodes * (
             settings.cluster.train.processes or max(1, settings.cluster.train.gpus)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from megatron_vr.errors import Requeue, StageError, VRError
+from megatron_vr.parallel.blame import report_host
 from megatron_vr.parallel.members import gather_members, is_gone
 from megatron_vr.parallel.vital import Silence, Verdict, find_dead, watched_by
 from megatron_vr.parallel.world import World
@@ -36,6 +37,11 @@ EXPLAIN_SECONDS = 10.0
 STORE_TIMEOUT = timedelta(minutes=5)
 
 END, STOPPED = "end", "stopped"
+# What gloo says, and NCCL (ncclRemoteError).
+_LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+    "remote process exited",
+)
 
 
 class Heartbeat:
@@ -95,11 +101,14 @@ class Heartbeat:
     def explain(self, error: RuntimeError) -> None:
         """Say why a collective failed with `error`; return where no peer is the cause.
 
-        Waits up to EXPLAIN_SECONDS. Raises StageError naming a dead rank, or Requeue where another
-        rank left because it was asked to stop.
+        Waits up to EXPLAIN_SECONDS, and where a rank of another host was lost until its silence has
+        been long enough. Raises StageError naming a dead rank, or Requeue where another rank left
+        because it was asked to stop.
         """
         self._explaining.set()
-        deadline = time.monotonic() + EXPLAIN_SECONDS
+        elsewhere = any(not self._me.beside(member) for member in self._members)
+        lost = elsewhere and is_lost_connection(str(error))
+        deadline = time.monotonic() + EXPLAIN_SECONDS + (self._patience if lost else 0.0)
         while time.monotonic() < deadline:
             if self._judged.wait(0.1) and self._verdict is not None and self._verdict.died:
                 raise StageError(self._told(self._verdict)) from error
@@ -151,7 +160,7 @@ class Heartbeat:
         except RuntimeError:
             # torch's store errors; without a goodbye of rank 0 they mean that it is gone.
             if 0 not in self._left and not self._leaving.is_set():
-                return Verdict(0, "the store it keeps does not answer")
+                return self._blamed(Verdict(0, "the store it keeps does not answer"))
         return None
 
     def _guard(self) -> None:
@@ -160,7 +169,8 @@ class Heartbeat:
         while not self._leaving.wait(self._interval) and 0 not in self._left:
             silence = silence.after(self._rounds, time.monotonic(), 2 * self._interval)
             if silence.seconds >= self._patience and not self._judged.is_set():
-                self._end(Verdict(0, f"its store gave no answer for {self._patience:g} seconds"))
+                told = f"its store gave no answer for {self._patience:g} seconds"
+                self._end(self._blamed(Verdict(0, told)))
                 return
 
     def _heard(self) -> Verdict | None:
@@ -186,9 +196,19 @@ class Heartbeat:
         verdict = find_dead(watched, silent_seconds, self._patience, gone, self._left)
         if verdict is None:
             return None
+        if verdict.rank not in gone:
+            self._blamed(verdict)
         # Of several accusers the first is heard.
         first = self._store.compare_set(END, "", json.dumps(asdict(verdict)))
         return Verdict(**json.loads(first))
+
+    def _blamed(self, verdict: Verdict) -> Verdict:
+        """`verdict`, its host reported; not where its process is seen to be gone: its launcher
+        knows by what."""
+        member = self._members[verdict.rank]
+        if not (self._me.beside(member) and is_gone(member)):
+            report_host(member.host, f"{member} is dead: {verdict.reason}")
+        return verdict
 
     def _has_left(self, rank: int) -> bool:
         if self._store.check([f"left/{rank}"]):
@@ -237,6 +257,11 @@ class Heartbeat:
         deadline = time.monotonic() + LINGER_SECONDS
         while others and not self._store.check(others) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+def is_lost_connection(message: str) -> bool:
+    """Whether a collective's error says that the other end of a connection has gone."""
+    return any(text in message for text in _LOST)
 
 
 def stopped_with_peer() -> Requeue:

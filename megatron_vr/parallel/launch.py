@@ -1,32 +1,36 @@
-"""Start the processes of a run on this host, through torch's elastic agent (what torchrun is)."""
+"""Start the processes of a run, on this host or as this host's share of several."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
 
-import psutil  # type: ignore[import-untyped]
-
-from megatron_vr.errors import SettingsError
+from megatron_vr.errors import SettingsError, StageError
+from megatron_vr.parallel.agent import (
+    ALREADY_LAUNCHED,
+    agent_config,
+    end_ranks,
+    send,
+    start_agent,
+)
+from megatron_vr.parallel.blame import read_reports, report_host, reports_of_ranks
+from megatron_vr.parallel.hosts import ONE_HOST, SLURM_NAME, Hosts, node_name
 from megatron_vr.parallel.interrupt import Interrupt
-from megatron_vr.parallel.outcome import Failure, judge
+from megatron_vr.parallel.meeting import SAVE_SECONDS, Meeting
+from megatron_vr.parallel.outcome import End, Failure, end_of, judge
 
-if TYPE_CHECKING:
-    from torch.distributed.launcher.api import LaunchConfig
-
-ALREADY_LAUNCHED = "RANK"
 PARENT = "MEGATRON_VR_PARENT"
 LOOK_SECONDS = 0.2
 # After Ctrl-C: how long ranks may take to end by themselves.
 INTERRUPT_SECONDS = 30.0
+# Once a host has failed: how long the ranks of another may take to say so and end.
+FOLLOW_SECONDS = 5.0
 
 
 def is_launched() -> bool:
@@ -39,8 +43,8 @@ def is_launched_by_us() -> bool:
     return is_launched() and PARENT in os.environ
 
 
-def check_launch(starts_servers: bool = False) -> None:
-    """Raise SettingsError where `srun` started several launchers instead of ranks.
+def check_launch(starts_servers: bool = False, launchers: int = 1) -> None:
+    """Raise SettingsError where `srun` started other than `launchers` launchers instead of ranks.
 
     Also where ranks that are not ours would hold the GPUs that the run `starts_servers` on.
     """
@@ -50,12 +54,18 @@ def check_launch(starts_servers: bool = False) -> None:
             "need; give engine.servers.urls or engine.servers.host_file, with servers on other "
             "GPUs (`megatron-vr serve`), or let `megatron-vr run` start the ranks"
         )
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and not is_launched():
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", str(launchers)))
+    if tasks == launchers or is_launched():
+        return
+    if launchers > 1 or tasks < launchers:
         raise SettingsError(
-            f"srun started {tasks} tasks of this command, which would all write the same run; "
-            "use `srun --ntasks-per-node=1 torchrun … -m megatron_vr …`, or one task"
+            f"srun started {tasks} tasks of this command, but --nodes is {launchers}: start one on "
+            "each node (`srun --ntasks-per-node=1`), and give their number"
         )
+    raise SettingsError(
+        f"srun started {tasks} tasks of this command, which would all write the same run; "
+        "use `srun --ntasks-per-node=1 torchrun … -m megatron_vr …`, or one task"
+    )
 
 
 def default_processes() -> int:
@@ -72,37 +82,46 @@ def threads_per_process(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def launch(arguments: Sequence[str], processes: int, interrupt: Interrupt) -> int:
-    """Run `python -m megatron_vr ARGUMENTS` as `processes` ranks; their exit code.
+def launch(
+    arguments: Sequence[str], processes: int, interrupt: Interrupt, hosts: Hosts = ONE_HOST
+) -> int:
+    """Run `python -m megatron_vr ARGUMENTS` as `processes` ranks here; the exit code of the world.
 
-    The first failing rank's code is returned after the others were ended; a rank that died without
-    a message of its own is named on standard error. Once `interrupt` is requested the ranks get
-    the same signal, and as much time as they need to save.
+    The first failing rank's code is returned after the others were ended, also those of other
+    `hosts`; who died without a message of its own is named on standard error, in the last line, and
+    a host that is to blame is reported (`blame`). Once `interrupt` is requested the ranks get the
+    same signal, and as much time as they need to save. Raises StageError where hosts do not meet.
     """
-    from torch.distributed.launcher.api import LaunchConfig
+    with ExitStack() as stack:
+        meeting = stack.enter_context(Meeting(hosts, interrupt)) if hosts.count > 1 else None
+        end = _run_ranks(arguments, processes, interrupt, hosts, meeting)
+        if meeting is not None and end.code:
+            end = meeting.agree(end)
+        if end.blame and end.teller == hosts.rank:
+            report_host(end.node, (end.line or "").partition(";")[0])
+    _say(end, hosts)
+    return end.code
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        run_id=f"megatron-vr-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    with _environment_of_ranks(processes):
-        agent = _start_agent(config, arguments)
+
+def _run_ranks(
+    arguments: Sequence[str],
+    processes: int,
+    interrupt: Interrupt,
+    hosts: Hosts,
+    meeting: Meeting | None,
+) -> End:
+    """How the ranks of this host ended, or why another host ended them."""
+    with reports_of_ranks() as reports, _environment_of_ranks(processes):
+        agent = start_agent(agent_config(hosts, processes), arguments)
         try:
-            _wait_for(agent, interrupt)
+            followed = _follow(agent, interrupt, meeting)
         except KeyboardInterrupt:
-            _end_ranks(agent)
-            return 128 + signal.SIGINT
-    outcome = judge(agent.result(), interrupt.requested)
-    if outcome.line is not None:
-        print(f"megatron-vr: {outcome.line}", file=sys.stderr)
-    return outcome.code
+            end_ranks(agent, INTERRUPT_SECONDS, signal.SIGINT)
+            return End(hosts.rank, node_name(), 128 + signal.SIGINT)
+        if followed is not None:
+            return followed
+        outcome = judge(_failures(agent), interrupt.requested)
+        return end_of(outcome, hosts.rank, node_name(), read_reports(reports))
 
 
 @contextmanager
@@ -119,62 +138,42 @@ def _environment_of_ranks(processes: int) -> Iterator[None]:
             os.environ |= {name: before[name]} if name in before else {}
 
 
-def _wait_for(agent: Future[list[Failure]], interrupt: Interrupt) -> None:
+def _follow(
+    agent: Future[list[Failure]], interrupt: Interrupt, meeting: Meeting | None
+) -> End | None:
+    """Wait for the ranks, or end them with those of another host, whose end is returned then."""
     told: set[int] = set()
     while not agent.done():
         wait([agent], timeout=LOOK_SECONDS)
         if interrupt.signum is not None:
-            told |= _send(interrupt.signum, told)
+            told |= send(interrupt.signum, told)
+        heard = meeting.heard() if meeting is not None and not agent.done() else None
+        if heard is not None:
+            if heard.is_stop:
+                end_ranks(agent, SAVE_SECONDS, signal.SIGTERM)
+            else:
+                end_ranks(agent, FOLLOW_SECONDS)
+            return heard
+    return None
 
 
-def _start_agent(config: LaunchConfig, arguments: Sequence[str]) -> Future[list[Failure]]:
-    """The agent in a thread of its own; the result is its ranks' failures.
-
-    In the main thread it would handle the signals itself, and SIGKILL ranks that save for long.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    ended: Future[list[Failure]] = Future()
-
-    def work() -> None:
-        try:
-            elastic_launch(config, sys.executable)("-m", "megatron_vr", *arguments)
-        except ChildFailedError as error:
-            ended.set_result(
-                [
-                    Failure(rank, failure.pid, failure.exitcode, failure.timestamp)
-                    for rank, failure in error.failures.items()
-                ]
-            )
-        except BaseException as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result([])
-
-    threading.Thread(target=work, name="agent", daemon=True).start()
-    return ended
+def _failures(agent: Future[list[Failure]]) -> list[Failure]:
+    try:
+        return agent.result()
+    except Exception as error:
+        raise StageError(
+            f"node {node_name()}: the ranks could not be started ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _send(signum: int, told: Container[int] = ()) -> set[int]:
-    """Signal every rank whose process id is not in `told`; the ids of the signalled."""
-    signalled = set()
-    for child in psutil.Process().children():
-        try:
-            if child.pid not in told and ALREADY_LAUNCHED in child.environ():
-                child.send_signal(signum)
-                signalled.add(child.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            # It has just ended, or is just becoming a rank: the next look tells.
-            continue
-    return signalled
-
-
-def _end_ranks(agent: Future[list[Failure]]) -> None:
-    _send(signal.SIGINT)
-    wait([agent], timeout=INTERRUPT_SECONDS)
-    if not agent.done():
-        _send(signal.SIGKILL)
+def _say(end: End, hosts: Hosts) -> None:
+    line = end.line
+    if line is None and end.teller != hosts.rank and not end.is_stop:
+        line = "a rank failed and says why in its log; the ranks of this host were ended"
+    if line is not None:
+        several = hosts.count > 1 or SLURM_NAME in os.environ
+        where = f"node {end.node}: " if several or end.node != node_name() else ""
+        print(f"megatron-vr: {where}{line}", file=sys.stderr, flush=True)
 
 
 def end_with_parent() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from megatron_vr.parallel.hosts import node_name
 from megatron_vr.parallel.vital import Member
 from megatron_vr.parallel.world import World
 
@@ -23,7 +23,7 @@ def gather_members(world: World) -> list[Member]:
     own = Member(
         rank=world.rank,
         pid=os.getpid(),
-        host=socket.gethostname(),
+        host=node_name(),
         # Of two hosts with one name, and of two containers of one host.
         namespace=BOOT_ID.read_text().strip() + os.readlink("/proc/self/ns/pid"),
         started=_started(os.getpid()),

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_vr.errors import Requeue
+from megatron_vr.parallel.blame import Report
 from megatron_vr.parallel.interrupt import SIGNALS
 
 # A rank that ends with one of these has printed why.
 SPOKEN = (1, 2, 130)
+# Out of memory, broken memory, a driver's crash. Not SIGABRT: NCCL's watchdog ends sound ranks with
+# it where another host is the cause.
+OF_THE_HOST = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
+GOES_ON = "the same command goes on from the last checkpoint or part"
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,30 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The exit code of the command, and what it has to say."""
+    """The exit code of the command, what it has to say, and whether its host is to blame."""
 
     code: int
     line: str | None = None
+    blame: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """How the ranks of a host ended, as the launcher with the node rank `teller` tells the others.
+
+    `node` is the host that it is put down to; `line` is None where a rank has said why in its log.
+    """
+
+    teller: int
+    node: str
+    code: int
+    line: str | None = None
+    blame: bool = False
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether the ranks were asked to stop, and have saved."""
+        return self.code == Requeue.exit_code
 
 
 def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
@@ -38,7 +63,7 @@ def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
     """
     if not failures:
         return Outcome(0)
-    first = min(failures, key=lambda failure: (failure.at, _rarity(failure.code)))
+    first = min(failures, key=lambda failure: (failure.at, _rarity(failure.code, stopping)))
     # A rank that has just begun does not handle signals yet, and has nothing to save.
     stopped_early = stopping and -first.code in SIGNALS
     if first.code == Requeue.exit_code or stopped_early:
@@ -46,16 +71,37 @@ def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
     if first.code in SPOKEN:
         return Outcome(first.code)
     told = (
-        f"rank {first.rank} (pid {first.pid}) {_how(first.code)}; the other ranks were ended; the "
-        "same command goes on from the last checkpoint or part"
+        f"rank {first.rank} (pid {first.pid}) {_how(first.code)}; the other ranks were ended; "
+        f"{GOES_ON}"
     )
-    return Outcome(max(first.code, 1), told)
+    # Who is slow to stop is killed by those who asked it to.
+    return Outcome(max(first.code, 1), told, blame=-first.code in OF_THE_HOST and not stopping)
 
 
-def _rarity(code: int) -> int:
+def end_of(outcome: Outcome, teller: int, node: str, reports: Sequence[Report]) -> End:
+    """What a launcher on `node` tells: its ranks' outcome, or whom they have reported."""
+    if outcome.line is None and outcome.code in SPOKEN and reports:
+        first = reports[0]
+        line = f"{first.reason}; {GOES_ON}"
+        return End(teller, first.host, outcome.code, line, blame=True)
+    return End(teller, node, outcome.code, outcome.line, outcome.blame)
+
+
+def first_cause(ends: Sequence[End]) -> End:
+    """Of several hosts' ends, in the order in which they were told, the one that counts.
+
+    A failure without a line may follow from what another host tells a moment later.
+    """
+    return next((end for end in ends if end.line is not None or end.is_stop), ends[0])
+
+
+def _rarity(code: int, stopping: bool) -> int:
     """Of failures seen in one second the one less likely to follow from another is the first."""
+    if code < 0 and -code not in SIGNALS:
+        return 0
     if code < 0:
-        return 1 if -code in SIGNALS else 0
+        # Without a stop it is the agent that ends the others so.
+        return 1 if stopping else 4
     return 2 if code != Requeue.exit_code else 3
 
 

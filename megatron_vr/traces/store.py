@@ -29,9 +29,11 @@ from megatron_vr.traces.lock import locked
 
 FINGERPRINT = "fingerprint.json"
 DONE = "_DONE.json"
+PROGRESS = "progress.json"  # how far it is, for `status`; of no weight for the results
+_OF_NO_WEIGHT = {FINGERPRINT, f"{FINGERPRINT}.tmp", PROGRESS, f"{PROGRESS}.tmp"}
 # What a stage leaves where its folder has lost its fingerprint, or never got it.
 _REMAINS = re.compile(
-    rf"part-\d{{5,}}\.(parquet|journal|tmp)|{DONE}|({FINGERPRINT}|{DONE})\.tmp|\..*\.writing"
+    rf"part-\d{{5,}}\.(parquet|journal|tmp)|{DONE}|({FINGERPRINT}|{DONE}|{PROGRESS})\.tmp|{PROGRESS}|\..*\.writing"
 )
 
 
@@ -184,7 +186,7 @@ class StageFolder:
 
     def _stale(self) -> bool:
         """Whether other settings made something here; their fingerprint alone is nothing."""
-        begun = self._names() - {FINGERPRINT, f"{FINGERPRINT}.tmp"}
+        begun = self._names() - _OF_NO_WEIGHT
         return bool(begun) and self._recorded() not in (None, self.fingerprint.content)
 
     def _recorded(self) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def test_more_servers_than_gpus_are_refused() -> None:
 
 
 def test_a_job_that_would_be_told_to_save_before_it_begins_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"jobs of sft end after 15 .* save_seconds=900"):
+    with pytest.raises(SettingsError, match=r"jobs of sft end after 15 .*save_seconds=900"):
         jobs_of("cluster.stages={sft: {time: '15'}}")
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from megatron_vr.algorithm.context import Context, model_folder, title
 from megatron_vr.algorithm.megatron import open_megatron
 from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.progress import Whole
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.algorithm.stages.scored_traces import ScoredTraces, Who
 from megatron_vr.errors import StageError
@@ -70,27 +71,46 @@ def _score_under(who: Who, node: Node, context: Context, traces: ScoredTraces) -
     models = megatron.load(model_folder(node.inputs[who]))
     mine = missing[megatron.data_rank :: megatron.data_size]
     label = f"{title(node)} under the {who}"
+    whole = _whole(who, node, traces, missing, mine)
     amount = sum(len(_span(node, traces, index)) for index in mine)
-    with context.talk.bar(label, amount, "traces") as advance:
+    with context.talk.bar(label, amount, "traces", whole) as bar:
         # The ranks of one model stop at the same part, or they would wait for each other: all meet
         # after each, also who has no part in the last round.
         for turn in range(-(-len(missing) // megatron.data_size)):
             for index in mine[turn : turn + 1]:
                 span = _span(node, traces, index)
+                sequences = [traces.sequence(row, who) for row in span]
                 scored = score(
                     models,
-                    [traces.sequence(row, who) for row in span],
+                    sequences,
                     settings.micro_batch_tokens,
-                    advance,
+                    bar,
                     entropy=settings.per_token,
                     share_prompts=shares_prompts(node.settings.model.spec, megatron.layout),
                 )
+                bar.tokens(sum(len(sequence.token_ids) for sequence in sequences))
                 if megatron.writes:
                     _write_half(half, index, scored, node, traces, span)
             context.meet(f"a part of {label}")
     context.world.barrier()
     if context.world.is_main:
         half.finish(parts)
+
+
+def _whole(
+    who: Who, node: Node, traces: ScoredTraces, missing: Sequence[int], mine: Sequence[int]
+) -> Whole:
+    """Both halves, as far as this one begins and other ranks take it."""
+    half, others = _half(node, who), sorted({*missing} - {*mine})
+    left = sum(len(_span(node, traces, index)) for index in missing)
+    return Whole(
+        node.path,
+        total=len(HALVES) * len(traces),
+        before=(HALVES.index(who) + 1) * len(traces) - left,
+        others=lambda: sum(
+            len(_span(node, traces, index)) for index in others if half.part(index).exists()
+        ),
+    )
 
 
 def _span(node: Node, traces: ScoredTraces, index: int) -> range:

@@ -24,6 +24,7 @@ from megatron_vr.algorithm.examples import (
 )
 from megatron_vr.algorithm.megatron import layout_of, open_megatron
 from megatron_vr.algorithm.plan import Node
+from megatron_vr.algorithm.progress import Bar, Whole
 from megatron_vr.algorithm.stages.finished import Finished
 from megatron_vr.config.settings import TrainSettings
 from megatron_vr.errors import DataError, StageError
@@ -34,6 +35,7 @@ from megatron_vr.rollout.probe import Probe, choose_sequences, write_probe
 from megatron_vr.rollout.seeds import seed_for
 from megatron_vr.traces.columns import usable
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, TRACES, WEIGHTS
+from megatron_vr.training.metrics import StepMetrics
 from megatron_vr.training.scoring import Sequenced, score
 from megatron_vr.training.trainer import TrainJob, train
 
@@ -64,10 +66,11 @@ def run(node: Node, context: Context) -> Finished:
         tensorboard=node.settings.report.tensorboard,
         wandb_project=node.settings.report.wandb_project,
     )
-    with context.talk.bar(title(node), job.plan().steps, "steps") as advance:
+    steps = job.plan().steps
+    with context.talk.bar(title(node), steps, "steps", Whole(node.path, steps)) as bar:
         train(
             job,
-            lambda metrics: advance(1),
+            _Steps(bar).told,
             lambda: context.interrupt.requested,
             partial(_leave_probe, context, job),
         )
@@ -81,6 +84,22 @@ def run(node: Node, context: Context) -> Finished:
             **_counts(node, examples),
         },
     )
+
+
+class _Steps:
+    """Tells the `bar` of steps; those of an earlier attempt with the first one."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._last: int | None = None
+
+    def told(self, metrics: StepMetrics) -> None:
+        """Of the step that was just made."""
+        if self._last is None:
+            self._bar.earlier(metrics.step - 1)
+        self._last = metrics.step
+        self._bar(1)
+        self._bar.tokens(round(metrics.tokens_per_second * metrics.seconds))
 
 
 def train_settings(node: Node) -> TrainSettings:
