@@ -16,8 +16,10 @@ from megatron_vr.cli_convert import app as convert
 from megatron_vr.cli_convert import quantize
 from megatron_vr.cli_errors import AsJson, Config, Overrides, guarded
 from megatron_vr.cli_evaluate import benchmarks, compare, evaluate
+from megatron_vr.cli_plan import plan
 from megatron_vr.cli_serve import serve
 from megatron_vr.cli_stage import stage
+from megatron_vr.cli_status import cancel, status
 from megatron_vr.errors import SettingsError
 
 STAGES = {
@@ -139,7 +141,10 @@ app.add_typer(convert, name="convert")
 app.command()(quantize)
 app.command()(serve)
 app.command()(stage)
+app.command()(plan)
 app.command()(submit)
+app.command()(status)
+app.command()(cancel)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(benchmarks)

@@ -100,14 +100,14 @@ def run_node(
     with _stoppable() as interrupt:
         if is_launched():
             _as_rank(stage.prepared, [stage.node], False, interrupt)
-        elif asked.hosts.count > 1 or stage.processes > 1:
+        elif stage.node.stage == "problems":
+            read_problems(stage.prepared, interrupt, only=stage.node)
+        elif asked.hosts.count > 1 or (stage.processes > 1 and not stage.node.folder.done):
             # Of several hosts the ranks decide together whether the stage is done.
             arguments = ["stage", str(config), name, *overrides]
             code = launch(arguments, stage.processes, interrupt, asked.hosts)
             if code:
                 sys.exit(code)
-        elif stage.node.stage == "problems":
-            read_problems(stage.prepared, interrupt, only=stage.node)
         else:
             with blaming_this_host():
                 execute([stage.node], World(0, 1), interrupt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -48,7 +49,7 @@ def node_name(node: Node, run: Path) -> str:
 
 def slurm_prefix(run: Path) -> str:
     """What the names of all jobs of the run in `run` begin with, in Slurm."""
-    return f"vr-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}:"
+    return f"vr-{hashlib.sha256(os.path.abspath(run).encode()).hexdigest()[:8]}:"
 
 
 def _job(node: Node, settings: Settings) -> Job:

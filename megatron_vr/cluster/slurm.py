@@ -52,12 +52,13 @@ class Slurm:
         if self.absent is not None:
             return self.absent
         try:
-            told = self._call(["scontrol", "ping"], PING_SECONDS).stdout.decode(errors="replace")
+            done = self._call(["scontrol", "ping"], PING_SECONDS)
         except subprocess.TimeoutExpired:
             return f"Slurm does not answer (`scontrol ping` for {PING_SECONDS:.0f} s)"
-        if re.search(r"\bis UP\b", told):
+        if re.search(rb"\bis UP\b", done.stdout):
             return None
-        first = told.strip().split("\n")[0]
+        # A host without a configuration says so on the other stream.
+        first = _words(done.stdout or done.stderr).split("; ")[0]
         return f"Slurm's controller does not answer ({first}); try again when it is back"
 
     def available(self) -> bool:
@@ -67,10 +68,10 @@ class Slurm:
     def submit(self, script: Path, parents: Sequence[int] = ()) -> int:
         """Queue `script` to begin once all of `parents` have ended well; the new job's number.
 
-        Raises StageError for a parent that Slurm does not know: it would take it for done. Raises
-        SettingsError with Slurm's words where it refuses.
+        Raises StageError for a parent that Slurm's controller does not know: it would take it for
+        done. Raises SettingsError with Slurm's words where it refuses.
         """
-        known = self.jobs(parents)
+        known = {one.id for one in self._queued(parents)}
         unknown = [str(parent) for parent in parents if parent not in known]
         if unknown:
             raise StageError(
@@ -99,7 +100,7 @@ class Slurm:
         wanted = list(dict.fromkeys(ids))
         if not wanted:
             return {}
-        found = {one.id: one for one in self._queue([f"--jobs={','.join(map(str, wanted))}"])}
+        found = {one.id: one for one in self._queued(wanted)}
         forgotten = [one for one in wanted if one not in found]
         return found | {one.id: one for one in self._accounted(forgotten) if one.id in forgotten}
 
@@ -124,6 +125,10 @@ class Slurm:
         words = [line for line in _words(done.stderr).split("; ") if UNKNOWN_JOB not in line]
         if done.returncode and any(words):
             raise StageError(f"Slurm does not end jobs {', '.join(wanted)}: {'; '.join(words)}")
+
+    def _queued(self, ids: Sequence[int]) -> list[JobState]:
+        """Those of the jobs `ids` that the controller has not forgotten."""
+        return self._queue([f"--jobs={','.join(map(str, ids))}"]) if ids else []
 
     def _queue(self, filters: list[str]) -> list[JobState]:
         command = ["squeue", "--noheader", "--states=all", f"--Format={SQUEUE_FORMAT}", *filters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submi
     StageError for settings, stages or jobs that cannot be, with Slurm's own words where it refuses.
     """
     settings = asked.settings
-    files = RunFiles(settings.run.folder.absolute())
+    files = RunFiles(Path(os.path.abspath(settings.run.folder)))
     plan = make_plan(settings, digests(settings))
     for node in plan.nodes:
         node.folder.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ WIDE = 120  # columns of a terminal that has room for the parents
 
 def as_rows(lines: Sequence[Submitted], run: Path) -> list[dict[str, Any]]:
     """One JSON object for each job."""
-    files = RunFiles(run.absolute())
+    files = RunFiles(Path(os.path.abspath(run)))
     return [
         {
             "job": line.job.name,
@@ -56,7 +57,7 @@ def print_submitted(
         cells = (line.job.name, line.state, number, str(shape.nodes), gpus, shape.time)
         table.add_row(*cells, *([", ".join(line.after)] if wide else []))
     console.print(table)
-    files = RunFiles(run.absolute())
+    files = RunFiles(Path(os.path.abspath(run)))
     told = {line.said for line in lines if line.said}
     for words in sorted(told) if dry_run else ():
         console.print(words, markup=False, highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from megatron_vr.errors import Requeue, StageError, VRError
-from megatron_vr.parallel.blame import report_host
+from megatron_vr.parallel.blame import report_host, tell_followed
 from megatron_vr.parallel.members import gather_members, is_gone
 from megatron_vr.parallel.vital import Silence, Verdict, find_dead, watched_by
 from megatron_vr.parallel.world import World
@@ -225,6 +225,8 @@ class Heartbeat:
         if self._leaving.is_set() or (verdict.died and self._explaining.is_set()):
             return
         failed = self._members[verdict.rank]
+        if not verdict.died:
+            tell_followed(failed.host, f"{failed} {verdict.reason}")
         # On its own host a rank that failed has said why in the same log.
         if verdict.died or not self._me.beside(failed):
             os.write(2, f"megatron-vr: {self._told(verdict)}\n".encode())

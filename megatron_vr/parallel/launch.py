@@ -121,7 +121,8 @@ def _run_ranks(
         if followed is not None:
             return followed
         outcome = judge(_failures(agent), interrupt.requested)
-        return end_of(outcome, hosts.rank, node_name(), read_reports(reports))
+        told = read_reports(reports.blamed), read_reports(reports.followed)
+        return end_of(outcome, hosts.rank, node_name(), *told)
 
 
 @contextmanager
@@ -168,7 +169,7 @@ def _failures(agent: Future[list[Failure]]) -> list[Failure]:
 
 def _say(end: End, hosts: Hosts) -> None:
     line = end.line
-    if line is None and end.teller != hosts.rank and not end.is_stop:
+    if line is None and end.code and end.node != node_name() and not end.is_stop:
         line = "a rank failed and says why in its log; the ranks of this host were ended"
     if line is not None:
         several = hosts.count > 1 or SLURM_NAME in os.environ

@@ -78,13 +78,20 @@ def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
     return Outcome(max(first.code, 1), told, blame=-first.code in OF_THE_HOST and not stopping)
 
 
-def end_of(outcome: Outcome, teller: int, node: str, reports: Sequence[Report]) -> End:
-    """What a launcher on `node` tells: its ranks' outcome, or whom they have reported."""
-    if outcome.line is None and outcome.code in SPOKEN and reports:
-        first = reports[0]
-        line = f"{first.reason}; {GOES_ON}"
-        return End(teller, first.host, outcome.code, line, blame=True)
-    return End(teller, node, outcome.code, outcome.line, outcome.blame)
+def end_of(
+    outcome: Outcome,
+    teller: int,
+    node: str,
+    blamed: Sequence[Report] = (),
+    followed: Sequence[Report] = (),
+) -> End:
+    """What a launcher on `node` tells: its ranks' outcome, whom they have blamed, or the host whose
+    failure they `followed`."""
+    if outcome.line is not None or outcome.code not in SPOKEN:
+        return End(teller, node, outcome.code, outcome.line, outcome.blame)
+    if blamed:
+        return End(teller, blamed[0].host, outcome.code, f"{blamed[0].reason}; {GOES_ON}", True)
+    return End(teller, followed[0].host if followed else node, outcome.code)
 
 
 def first_cause(ends: Sequence[End]) -> End:

@@ -13,7 +13,7 @@ from megatron_vr.algorithm.benchmarking.subject import Subject
 from megatron_vr.algorithm.context import Context
 from megatron_vr.algorithm.digests import format_digest
 from megatron_vr.algorithm.graded_outputs import GradedOutputs
-from megatron_vr.algorithm.progress import Talk
+from megatron_vr.algorithm.progress import Talk, Whole
 from megatron_vr.algorithm.sampling_parts import missing_parts
 from megatron_vr.algorithm.stages.sampling import sampling_of
 from megatron_vr.config.engine_settings import precision_of
@@ -165,7 +165,10 @@ def run_benches(
             for bench, asked in zip(left, outputs, strict=True)
             for part in missing_parts(bench.folder, asked)
         ]
-        context.sample(parts, engine, f"{len(left)} benchmarks", "outputs")
+        made = sum(part.generations for part in parts)
+        total = sum(asked.total * asked.per_item for asked in outputs)
+        whole = Whole(out, total, total - made)
+        context.sample(parts, engine, f"{len(left)} benchmarks", "outputs", whole)
         for bench, asked in zip(left, outputs, strict=True):
             count = count_parts(asked.total, asked.part_size)
             if not bench.folder.missing(count):

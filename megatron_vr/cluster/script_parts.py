@@ -1,0 +1,142 @@
+"""What a job's script asks of sbatch, srun and a container. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_vr.cluster.job import Job, RunFiles
+from megatron_vr.config.settings import Settings
+from megatron_vr.config.site_settings import SiteSettings
+from megatron_vr.errors import SettingsError
+
+LARGEST_SAVE_SECONDS = 65535
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a script is made from; see `render`."""
+
+    job: Job
+    files: RunFiles
+    settings: Settings
+    site: SiteSettings
+    folder: Path
+    python: Path
+    name: str
+
+
+def check(of: Rendered) -> None:
+    """Raise SettingsError for what no script can hold, or what would never end."""
+    job, cluster = of.job, of.settings.cluster
+    for variable in (*of.site.environment, of.settings.engine.servers.api_key_variable):
+        if not _VARIABLE.fullmatch(variable):
+            raise SettingsError(f"{variable!r} is no name of an environment variable")
+    if cluster.save_seconds > LARGEST_SAVE_SECONDS:
+        raise SettingsError(
+            f"cluster.save_seconds is {cluster.save_seconds}; Slurm's largest is "
+            f"{LARGEST_SAVE_SECONDS}"
+        )
+    if 0 < seconds_of(job.shape.time) <= cluster.save_seconds:
+        raise SettingsError(
+            f"{job.name}: with a time limit of {job.shape.time} it would be told to save at once "
+            f"(cluster.save_seconds is {cluster.save_seconds}); raise the limit, or lower that"
+        )
+
+
+def seconds_of(time: str) -> int:
+    """A time limit as sbatch reads it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S), in seconds."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def options(of: Rendered) -> list[str]:
+    """What follows each #SBATCH, quoted; later ones go before earlier ones."""
+    shape, site = of.job.shape, of.site
+    # sbatch replaces what follows a percent sign, here only the job's number.
+    log = str(of.files.log(of.job, "\0")).replace("%", "%%").replace("\0", "%j")
+    asked = {
+        "job-name": of.name,
+        "output": log,
+        "open-mode": "append",
+        "chdir": of.folder,
+        "nodes": shape.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": shape.cpus,
+        "mem": shape.memory,
+        "time": shape.time,
+        "partition": shape.partition or (site.gpu_partition if shape.gpus else site.cpu_partition),
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "reservation": site.reservation,
+        "signal": f"B:USR1@{of.settings.cluster.save_seconds}",
+        "kill-on-invalid-dep": "yes",
+        # The tokens and keys of who submits reach the job so, and are in no file.
+        "export": "ALL",
+        # A login node's limits, as on locked memory, are none of a job's.
+        "propagate": "NONE",
+    }
+    told = [f"--{key}={shlex.quote(str(v))}" for key, v in asked.items() if v is not None]
+    told.append("--requeue")
+    if shape.gpus:
+        told += shlex.split(site.gpu_request.replace("{gpus}", str(shape.gpus)))
+        told += ["--exclusive"] if site.exclusive else []
+    told += [*site.flags, *shape.flags]
+    for option in told:
+        if len(option.splitlines()) > 1:
+            raise SettingsError(f"{of.job.name}: sbatch takes no line end, as in {option!r}")
+    return told
+
+
+def srun_flags(of: Rendered) -> list[str]:
+    """Flags of every step, besides those in the template."""
+    flags = []
+    if of.job.shape.cpus is not None:
+        # Since Slurm 22.05 steps do not take it from the job.
+        flags.append(f"--cpus-per-task={of.job.shape.cpus}")
+    container = of.site.container
+    if container.kind == "pyxis":
+        flags += [
+            f"--container-image={container.image}",
+            f"--container-mounts={','.join(_mounts(of))}",
+            f"--container-workdir={of.folder}",
+            *container.flags,
+        ]
+    return flags
+
+
+def command(of: Rendered) -> str:
+    """The words of a shell array that calls megatron-vr."""
+    container = of.site.container
+    usual = "megatron-vr"
+    if container.kind == "none":
+        usual = shlex.join([str(of.python), "-m", "megatron_vr"])
+    words = of.site.command or usual
+    if container.kind != "apptainer":
+        return words
+    outer = [
+        *("apptainer", "exec", *(["--nv"] if of.job.shape.gpus else []), "--pwd", str(of.folder)),
+        *(word for mount in _mounts(of) for word in ("--bind", mount)),
+        *container.flags,
+        str(container.image),
+    ]
+    return f"{shlex.join(outer)} {words}"
+
+
+def _mounts(of: Rendered) -> tuple[str, ...]:
+    """Also the run's folder and the working folder, at their own places."""
+    for path in (of.files.run, of.folder):
+        if re.search(r"[:,\n]", str(path)):
+            raise SettingsError(
+                f"containers cannot mount {str(path)!r}: give it a path without colons and commas"
+            )
+    own = [f"{path}:{path}" for path in (of.files.run, of.folder)]
+    return tuple(dict.fromkeys([*own, *of.site.container.mounts]))

@@ -1,0 +1,253 @@
+#!/bin/bash
+# iteration-1/score: one stage of the run in /scratch/ada/runs/my 32b
+#
+# Written by `megatron-vr submit`, which writes it anew each time: lasting changes go into a site
+# file or a site's own template (slurm/README.md of megatron-vr). To submit it by hand:
+#   sbatch '/scratch/ada/runs/my 32b/slurm/scripts/iteration-1.score.sh'
+#
+#SBATCH --job-name=vr-0123abcd:iteration-1/score
+#SBATCH --output='/scratch/ada/runs/my 32b/slurm/logs/iteration-1.score-%j.log'
+#SBATCH --open-mode=append
+#SBATCH --chdir=/home/ada/work
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --mem=0
+#SBATCH --time=12:00:00
+#SBATCH --partition=h100
+#SBATCH --account=my-project
+#SBATCH --qos=normal
+#SBATCH --signal=B:USR1@900
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --export=ALL
+#SBATCH --propagate=NONE
+#SBATCH --requeue
+#SBATCH --gres=gpu:h100:8
+#SBATCH --exclusive
+#SBATCH --nice
+
+# ---- The environment ----------------------------------------------------------------------------
+
+# That of whoever submitted this (--export=ALL), and then:
+environment() {
+    # A launch that was going on there is none of ours.
+    unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT
+    ulimit -c 0  # no core files of many GB
+    export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
+    export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER-1}"
+    export NCCL_DEBUG="${NCCL_DEBUG-WARN}"
+    export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING-3}"
+    export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC="${TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC-900}"
+    export TORCH_NCCL_DUMP_ON_TIMEOUT="${TORCH_NCCL_DUMP_ON_TIMEOUT-1}"
+    export TORCH_NCCL_TRACE_BUFFER_SIZE="${TORCH_NCCL_TRACE_BUFFER_SIZE-2000}"
+    # What each rank waited for when NCCL hung, for torch's flight-recorder analyser.
+    export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$state/nccl-trace-$starts-
+    export TORCH_FR_DUMP_TEMP_FILE=$TORCH_NCCL_DEBUG_INFO_TEMP_FILE
+    export HF_HOME=/shared/huggingface
+    export NCCL_SOCKET_IFNAME=ib0
+    export GLOO_SOCKET_IFNAME=ib0
+}
+
+# ---- The work -----------------------------------------------------------------------------------
+
+settings='/scratch/ada/runs/my 32b/slurm/settings.yaml'
+megatron_vr=(megatron-vr)
+# How each command is started. One that saved and left does not end the others, and none waits for
+# ever for one that died.
+srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-node=1
+    --kill-on-bad-exit=0 --wait=900
+    --container-image=/shared/images/megatron-vr.sqsh
+    '--container-mounts=/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b,/home/ada/work:/home/ada/work,/shared/models:/shared/models,/shared/huggingface:/shared/huggingface'
+    --container-workdir=/home/ada/work
+    --no-container-mount-home
+)
+
+work() {
+    # The address by which Slurm itself reaches the first node.
+    local address
+    address=$(scontrol --oneliner show node "$first_node" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+
+    "${srun[@]}" --job-name=work --nodes=2 --ntasks=2 \
+        bash -c 'exec "$@" --node-rank "$SLURM_NODEID"' launcher \
+        "${megatron_vr[@]}" stage "$settings" iteration-1/score \
+        --nodes 2 --processes 8 --meet "${address:-$first_node}:$port" &
+    code_of $!
+}
+
+# ---- How this job is told to stop, starts again and ends ----------------------------------------
+
+state='/scratch/ada/runs/my 32b/slurm/state/iteration-1.score'-$SLURM_JOB_ID  # kept when the job starts again
+log='/scratch/ada/runs/my 32b/slurm/logs/iteration-1.score'-$SLURM_JOB_ID.log
+cancelled='/scratch/ada/runs/my 32b/slurm/cancelled'
+starts=${SLURM_RESTART_COUNT:-0}  # without the first
+restarts=20
+failed_nodes=2
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first_node=${nodes%%$'\n'*}
+# Below the ports that the kernel gives away; 32 for each job, told apart where jobs share a node.
+port=$((10000 + SLURM_JOB_ID % 218 * 32))
+
+say() { printf '%s job %s: %s\n' "$(date '+%F %T')" "$SLURM_JOB_ID" "$*"; }
+
+# CODE TEXT: the job has failed.
+fail() {
+    printf 'megatron-vr: %s %s; nodes: %s; log: %s\n' iteration-1/score "$2" "${nodes//$'\n'/ }" "$log"
+    exit "$1"
+}
+
+# COMMAND…: until it works, for some minutes; the controller may be busy or restarting.
+persist() {
+    local try
+    for try in 1 2 3 4 5 6 7 8; do
+        "$@" && return
+        say "failed (attempt $try): $*" >&2
+        sleep $((try * 5)) & wait $!
+    done
+    return 1
+}
+
+# NAME: numbers of the steps of this name.
+step_numbers() {
+    squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j' |
+        while read -r number name; do [[ $name == "$1" ]] && echo "$number"; done
+}
+
+# NAME: SIGTERM to a step, in the background. Again and again: it may only be starting.
+teller=
+tell() {
+    [[ -n $teller ]] && return
+    {
+        trap '' USR1 TERM
+        while kill -0 $$ 2> /dev/null; do
+            # scancel complains of nodes of the job that have no task of the step.
+            for number in $(step_numbers "$1"); do scancel --signal=TERM "$number" 2> /dev/null; done
+            sleep 20
+        done
+    } &
+    teller=$!
+    disown
+}
+told() {
+    [[ -n $teller ]] && kill -KILL "$teller" 2> /dev/null
+    teller=
+}
+
+# Once a node is judged bad, processes that do not end by themselves hang on it: they are killed.
+watcher=
+watch_nodes() {
+    {
+        trap '' USR1 TERM
+        while kill -0 $$ 2> /dev/null && [[ ! -s $MEGATRON_VR_FAILED_NODES ]]; do sleep 2; done
+        sleep 60
+        kill -0 $$ 2> /dev/null || exit
+        say "a node failed: ending what is left"
+        # Step by step: SIGKILL to the job would cancel it.
+        for number in $(step_numbers work; step_numbers servers); do scancel "$number"; done
+    } &
+    watcher=$!
+    disown
+}
+
+# Slurm's signals to this script: USR1 before the time limit, TERM before it takes the nodes away.
+asked=
+on_signal() {
+    [[ -n $asked ]] && return
+    asked=$1
+    say "$asked: telling iteration-1/score to save"
+    tell work
+}
+trap 'on_signal "the time limit is near"' USR1
+trap 'on_signal "Slurm asks this job to stop"' TERM
+
+# PID…: until one of these has ended.
+one_ended() {
+    local pid
+    while true; do
+        for pid in "$@"; do kill -0 "$pid" 2> /dev/null || return 0; done
+        sleep 1 & wait $!
+    done
+}
+
+# PID: wait for it; its exit code. Signals interrupt `wait`.
+code_of() {
+    while kill -0 "$1" 2> /dev/null; do wait "$1"; done
+    wait "$1"
+}
+
+# What the work wrote of bad nodes since this start, as in "gpu-17 rank 5 was killed by SIGKILL":
+# adds the nodes to the list in `excluded`, and tells whether there is a new one.
+read_failed_nodes() {
+    local node reason found=1
+    [[ -e $MEGATRON_VR_FAILED_NODES ]] || return 1
+    while read -r node reason || [[ -n $node ]]; do
+        if ! grep -qxF -e "$node" <<< "$nodes"; then
+            say "'$node' ($reason) is not a node of this job, and is not excluded"
+        elif ! grep -qxF -e "$node" "$state/excluded"; then
+            echo "$node" >> "$state/excluded"
+            say "node $node failed: $reason"
+            found=0
+        fi
+    done < "$MEGATRON_VR_FAILED_NODES"
+    return "$found"
+}
+
+# The nodes in `excluded` are none of this job's from now on, beside those that its flags exclude.
+exclude() {
+    local before
+    before=$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p')
+    [[ $before == "(null)" ]] && before=
+    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$(paste -sd, "$state/excluded")"
+}
+
+# REASON: the same job once more, without the excluded nodes. As long as this script runs, Slurm
+# does not start it.
+again() {
+    ((starts < restarts)) || fail 75 "$1, and has started again $starts times, as often as cluster.restarts allows; what it saved is kept"
+    trap '' USR1 TERM
+    persist scontrol requeue "$SLURM_JOB_ID" || fail 1 "$1, but Slurm does not let it start again"
+    [[ -s $state/excluded ]] && persist exclude
+    sleep 1  # what Slurm says of it comes first
+    say "$1; it starts again ($((starts + 1)) of $restarts times)"
+    exit 75
+}
+
+# CODE: the end of the work, whose exit code this is.
+finish() {
+    local code=$1 now
+    told
+    [[ -n $watcher ]] && kill -KILL "$watcher" 2> /dev/null
+    ((code == 0)) && { say "done"; exit 0; }
+    now=$(persist squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    if [[ $now != RUNNING ]]; then
+        say "Slurm itself ends this job (${now:-gone}), or starts it again; exit code $code"
+        read_failed_nodes && exclude
+        exit "$code"
+    fi
+    [[ -e $cancelled ]] && fail "$code" "ended with exit code $code after the run was cancelled"
+    if read_failed_nodes; then
+        (($(wc -l < "$state/excluded") <= failed_nodes)) ||
+            fail "$code" "lost more nodes ($(paste -sd' ' "$state/excluded")) than cluster.failed_nodes=$failed_nodes allows"
+        again "without node $(paste -sd" " "$state/excluded"), which failed"
+    fi
+    # 143: ended by SIGTERM before it could handle it.
+    ((code == 75 || code == 143)) && again "saved and stopped (${asked:-it was told to})"
+    fail "$code" "failed with exit code $code"
+}
+
+begin() {
+    mkdir -p "$state" || fail 1 "cannot write to $state"
+    touch "$state/excluded"
+    export MEGATRON_VR_FAILED_NODES=$state/failed-nodes-$starts
+    [[ -e $cancelled ]] && fail 1 "does not start: the run was cancelled"
+    ((starts <= restarts)) || fail 1 "was started again $starts times, more than cluster.restarts=$restarts allows"
+    # Slurm 22.05 forgets the GPUs of a job if a node goes down while it is being requeued.
+    [[ -z ${SLURM_GPUS_ON_NODE:-} && -e $state/had-gpus ]] && again "Slurm gave it no GPUs this time"
+    [[ -n ${SLURM_GPUS_ON_NODE:-} ]] && touch "$state/had-gpus"
+    watch_nodes
+    say "start $((starts + 1)) on ${nodes//$'\n'/ }"
+}
+
+begin
+environment
+[[ -n $asked ]] && finish 75  # told to stop before any work
+work
+finish $?

@@ -1,0 +1,153 @@
+"""One stage on two nodes: the result of one node, signals, and who is named when one fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.algorithm.tiny_run import ROOT, environment
+from tests.parallel.two_nodes import (
+    NAMES,
+    SFT,
+    ended,
+    free_port,
+    last_line,
+    ranks_of,
+    stage,
+    start,
+    two_nodes,
+    wait_for,
+)
+
+ENDLESS = "policy.steps=100000"
+QUICK = "policy.log_every=1"
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose first training has its inputs."""
+    folder = tmp_path_factory.mktemp("ready") / "run"
+    for name in ("iteration-0/problems-train", "iteration-0/problems-test", "iteration-0/base"):
+        done = run(folder, name)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(ready: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(ready, tmp_path / "run")
+
+
+def run(folder: Path, name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        stage(folder, name, *overrides),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        timeout=280,
+    )
+
+
+def result_of(folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, bytes]]:
+    """What each step told, without the clock's numbers, and the files of the trained weights."""
+    lines = (folder / SFT / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    (checkpoint,) = (folder / SFT / "checkpoints").iterdir()
+    weights = {path.name: path.read_bytes() for path in checkpoint.rglob("*.distcp")}
+    assert weights
+    return [tuple(step[key] for key in ("step", "loss", "grad_norm")) for step in steps], weights
+
+
+def test_a_stage_stopped_on_two_nodes_and_resumed_is_bit_equal_to_one_node(
+    folder: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(folder, tmp_path / "alone")
+    overrides = (QUICK, "policy.steps=60")
+    with two_nodes(folder, *overrides) as launchers:
+        wait_for(folder / SFT / "metrics.jsonl", launchers)
+        # Slurm sends the signal to every process of the job, and a launcher passes it on.
+        for process in [*launchers, *ranks_of(launchers[0]), *ranks_of(launchers[1])]:
+            process.send_signal(signal.SIGTERM)
+        for launcher in launchers:
+            code, errors = ended(launcher)
+            assert code == 75, errors
+            assert "Traceback" not in errors
+    assert not (folder / SFT / "_DONE.json").exists(), "the signal came too late"
+    with two_nodes(folder, *overrides) as launchers:
+        for launcher in launchers:
+            code, errors = ended(launcher)
+            assert code == 0, errors
+    done = run(alone, SFT, *overrides, "parallel.processes=2")
+    assert done.returncode == 0, done.stderr
+    steps, weights = result_of(folder)
+    assert [step for step, *_ in steps] == list(range(1, 61))
+    assert (steps, weights) == result_of(alone)
+
+
+def test_a_signal_to_one_launcher_stops_all(folder: Path) -> None:
+    with two_nodes(folder, QUICK, ENDLESS) as launchers:
+        wait_for(folder / SFT / "metrics.jsonl", launchers)
+        launchers[1].send_signal(signal.SIGUSR1)
+        for launcher in launchers:
+            code, errors = ended(launcher)
+            assert code == 75, errors
+
+
+def test_a_killed_rank_ends_both_nodes_and_its_own_is_named(folder: Path, tmp_path: Path) -> None:
+    blamed = tmp_path / "failed"
+    with two_nodes(folder, QUICK, ENDLESS, blamed=blamed) as launchers:
+        wait_for(folder / SFT / "metrics.jsonl", launchers)
+        (victim,) = ranks_of(launchers[1])
+        victim.send_signal(signal.SIGKILL)
+        for launcher in launchers:
+            code, errors = ended(launcher)
+            assert code == 1
+            told = f"megatron-vr: node node2: rank 1 (pid {victim.pid}) was killed by SIGKILL;"
+            assert last_line(errors).startswith(told), errors
+    assert blamed.read_text() == f"node2 rank 1 (pid {victim.pid}) was killed by SIGKILL\n"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_launcher_takes_its_ranks_along_and_is_named(
+    folder: Path, tmp_path: Path, victim: int
+) -> None:
+    blamed = tmp_path / "failed"
+    overrides = (QUICK, ENDLESS, "parallel.dead_after_seconds=6")
+    with two_nodes(folder, *overrides, blamed=blamed) as launchers:
+        wait_for(folder / SFT / "metrics.jsonl", launchers)
+        (orphan,) = ranks_of(launchers[victim])
+        launchers[victim].send_signal(signal.SIGKILL)
+        code, errors = ended(launchers[1 - victim])
+        assert code == 1
+        assert last_line(errors).startswith(f"megatron-vr: node {NAMES[victim]}: "), errors
+        orphan.wait(20)
+    assert [line.split()[0] for line in blamed.read_text().splitlines()] == [NAMES[victim]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_never_comes_is_named_in_time(folder: Path, rank: int) -> None:
+    place = ["--nodes", "2", "--node-rank", str(rank), "--meet", f"127.0.0.1:{free_port()}"]
+    launcher = start(
+        [*stage(folder, SFT, "cluster.meet_seconds=2"), *place, "--processes", "1"], NAMES[rank]
+    )
+    code, errors = ended(launcher)
+    assert code == 1
+    assert f"host {1 - rank} of 2 did not come to 127.0.0.1:" in errors, errors
+    assert "within 2 s (cluster.meet_seconds)" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_rank_that_fails_by_itself_ends_the_other_node_with_its_code(folder: Path) -> None:
+    """Only one of the two is given settings that cannot be."""
+    with two_nodes(folder, odd={1: "policy.micro_batch_tokens=5"}) as launchers:
+        told = [ended(launcher) for launcher in launchers]
+    assert [code for code, _ in told] == [1, 1], told
+    assert "micro_batch_tokens" in last_line(told[1][1])
+    assert last_line(told[0][1]).startswith("megatron-vr: node node2: "), told[0][1]
