@@ -40,8 +40,9 @@ def plan(
     """Memory, speed, hours, restarts and disk of a run, from its settings alone. No GPU is needed.
 
     Exit code 0 where it fits, 1 where it does not: then the layouts that would are shown, with
-    settings to paste. Predictions are some 20 % off at best, and hours are as good as the assumed
-    lengths; docs/planner.md says what they rest on. Finished stages of the run's folder are used.
+    settings to paste. Speeds are some 20 % off, whole runs take longer than their parts, and hours
+    are as good as the assumed lengths: see docs/planner.md. What the run's folder holds of finished
+    stages takes the place of assumptions.
 
     `megatron-vr plan my.yaml`
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_vr.cluster.planner.hardware import GIB
+from megatron_vr.cluster.planner.lengths import PlanAssumptions
 from megatron_vr.cluster.planner.report import Report, snippet
 from megatron_vr.cluster.planner.search import Candidate
 
@@ -107,15 +108,15 @@ def _print_rest(report: Report, out: Console) -> None:
         f"{disk.checkpoints:,.0f}, exported models {disk.exports:,.0f})",
         f"questions: {report.counts.train:,} to learn from, {report.counts.references:,} of them "
         f"with a reference; {report.counts.test:,} held out",
-        "assumed (--assume key=value): "
-        + ", ".join(
-            f"{key}={value:g}"
-            for key, value in report.assumed.model_dump().items()
-            if value is not None
-        ),
+        f"assumed (--assume key=value): {', '.join(_assumed(report.assumed))}",
     ]
     lines += [f"measured in this run: {note}" for note in report.notes]
     _print_lines(lines, out)
+
+
+def _assumed(assumed: PlanAssumptions) -> Iterator[str]:
+    for key, value in assumed.model_dump().items():
+        yield f"{key}={'null' if value is None else f'{value:g}'}"
 
 
 def _print_lines(lines: Iterable[str], out: Console) -> None:

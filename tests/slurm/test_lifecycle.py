@@ -20,8 +20,8 @@ SAVES_ONCE = "((starts > 0)) && exit 0; until_term 75"
 def test_a_job_near_its_time_limit_saves_starts_again_and_finishes(
     slurm: Cluster, tmp_path: Path
 ) -> None:
-    # One node takes longer to save.
-    stage = "((starts > 0)) && exit 0; until_term 75 $((SLURM_NODEID * 3))"
+    # One node saves for longer than Slurm waits with SIGKILL (KillWait=5).
+    stage = "((starts > 0)) && exit 0; until_term 75 $((SLURM_NODEID * 8))"
     trial = Trial(slurm, tmp_path, stage, "cluster.save_seconds=50", time="1")
     assert trial.end() == "COMPLETED"
     assert len(trial.noted(r"^0 node\d stage saved")) == 2
