@@ -20,7 +20,7 @@ from tests.algorithm.tiny_run import ROOT, SMALL, TOY, environment
 NAMES = ("node1", "node2")
 SFT = "iteration-0/sft"
 # More than any test needs, also on a loaded machine.
-BOUND_SECONDS = 120.0
+BOUND_SECONDS = 280.0
 
 
 def words(folder: Path, *overrides: str) -> list[str]:
