@@ -33,7 +33,7 @@ WITH_GPUS = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
     "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "900",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_FR_BUFFER_SIZE": "2000",
 }
 # What does not end after a node was judged bad hangs.
 HANG_SECONDS = 60
