@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 from megatron_vr.algorithm.check_model import architecture_of, check_architecture
 from megatron_vr.algorithm.context import model_folder
@@ -11,6 +12,7 @@ from megatron_vr.cluster.job import Job
 from megatron_vr.cluster.jobs import node_name
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.settings import Settings
+from megatron_vr.config.site_settings import SiteSettings
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.models.known import known_architecture, shipped_models
@@ -33,6 +35,39 @@ def check_jobs(
             faults |= dict.fromkeys(str(error).splitlines())
     if faults:
         raise SettingsError("\n".join(faults))
+
+
+def coreless(jobs: Sequence[Job], site: SiteSettings) -> Iterator[str]:
+    """A warning for the stages whose jobs would share one core of each node among all ranks."""
+    told = {
+        job.stage: None
+        for job in jobs
+        if job.shape.gpus and job.shape.cpus is None and not site.exclusive
+    }
+    if told:
+        yield (
+            f"note: jobs of {', '.join(told)} ask for GPUs and for no cores (`cpus` of `cluster`); "
+            "unless your Slurm gives cores with GPUs, each node's ranks share one"
+        )
+
+
+def check_programs(plan: Plan, jobs: Sequence[Job], settings: Settings) -> None:
+    """Raise SettingsError where the Python of the servers that jobs start is not there.
+
+    Servers start days after the first job; jobs see the files that this host sees.
+    """
+    nodes = {node_name(node, settings.run.folder): node for node in plan.nodes}
+    for job in jobs:
+        engine = (nodes[job.name].settings if job.name in nodes else settings).engine
+        launch = engine.servers.launch
+        if job.kind not in ("served", "benchmarks") or launch is None or launch.program is None:
+            continue
+        if not os.access(launch.program.expanduser(), os.X_OK):
+            raise SettingsError(
+                f"engine.servers.launch.program is {launch.program}, which {job.name} is to start "
+                "its servers with, and which is no program here; install the servers there, or "
+                "name the Python of their environment"
+            )
 
 
 def _check(job: Job, node: Node, architecture: Architecture | None, here: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -22,13 +23,19 @@ def check_frozen(settings: Settings, files: RunFiles, live: Sequence[str]) -> No
     if not live or not files.settings.exists():
         return
     before = yaml.safe_load(files.settings.read_text(encoding="utf-8"))
-    changes = differences(before, settings.model_dump(mode="json"))
+    changes = differences(_read_by_jobs(before), _read_by_jobs(settings.model_dump(mode="json")))
     if changes:
         raise StageError(
             f"jobs of this run are queued with other settings ({'; '.join(changes)}): "
             f"{', '.join(live)}. Put the settings back, or end them first: "
             f"`megatron-vr cancel {files.run}`"
         )
+
+
+def _read_by_jobs(content: dict[str, Any]) -> dict[str, Any]:
+    """Shapes, limits and restarts stand in the scripts: the jobs do not look at these settings."""
+    meet = content.get("cluster", {}).get("meet_seconds")
+    return {**content, "cluster": {"meet_seconds": meet}}
 
 
 def freeze(settings: Settings, files: RunFiles) -> None:

@@ -49,7 +49,7 @@ def node_name(node: Node, run: Path) -> str:
 
 def slurm_prefix(run: Path) -> str:
     """What the names of all jobs of the run in `run` begin with, in Slurm."""
-    return f"vr-{hashlib.sha256(os.path.abspath(run).encode()).hexdigest()[:8]}:"
+    return f"vr-{hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:8]}:"
 
 
 def _job(node: Node, settings: Settings) -> Job:

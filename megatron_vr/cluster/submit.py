@@ -12,19 +12,24 @@ from pathlib import Path
 from megatron_vr.algorithm.digests import digests
 from megatron_vr.algorithm.plan import make_plan
 from megatron_vr.cluster.chain import Decision, Live, decide
-from megatron_vr.cluster.checked import check_jobs
+from megatron_vr.cluster.checked import check_jobs, check_programs, coreless
 from megatron_vr.cluster.done import done_jobs
 from megatron_vr.cluster.frozen_settings import check_frozen, freeze
 from megatron_vr.cluster.job import Job, RunFiles
+from megatron_vr.cluster.job_state import JobState
 from megatron_vr.cluster.jobs import make_jobs, select, slurm_prefix
 from megatron_vr.cluster.prepare import PREPARED, prepare_here
-from megatron_vr.cluster.record import Submission, add_submission
+from megatron_vr.cluster.record import Submission, add_submission, read_record
 from megatron_vr.cluster.script import render
 from megatron_vr.cluster.slurm import Slurm
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
+from megatron_vr.errors import SettingsError, StageError
 from megatron_vr.traces.durable import write_durably
 from megatron_vr.traces.lock import locked
+
+# A job that was ended may take as long as its cluster's KillWait and epilog.
+ENDING_LOOKS, ENDING_SECONDS = 60, 5.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,14 @@ def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submi
     # In a container, or behind another command, things are installed that this host has not.
     own = asked.site.command is None and asked.site.container.kind == "none"
     check_jobs(plan, jobs, settings, installed_here=own and not asked.dry_run)
+    for line in coreless(jobs, asked.site):
+        say(line)
+    if asked.site.container.kind == "none" and not asked.dry_run:
+        check_programs(plan, jobs, settings)
     with _alone(files, asked.dry_run):
         done = done_jobs(plan, settings)
         here = {job.name for job in jobs if job.name not in done and _is_made_here(job, settings)}
-        live = _live(files, slurm)
+        live = _live(files, slurm, say)
         decisions = decide(jobs, chosen, done | here, live)
         check_frozen(settings, files, [f"{name} ({job.id})" for name, job in live.items()])
         scripts = _write_scripts(decisions, files, asked)
@@ -96,17 +105,43 @@ def _alone(files: RunFiles, dry_run: bool) -> Iterator[None]:
         yield
 
 
-def _live(files: RunFiles, slurm: Slurm) -> dict[str, Live]:
-    """The run's jobs that Slurm has not ended, by name; empty where there is no Slurm."""
+def _live(files: RunFiles, slurm: Slurm, say: Callable[[str], None]) -> dict[str, Live]:
+    """The run's jobs that Slurm has not ended, by name; empty where there is no Slurm.
+
+    Those that are just ending are waited for: who depended on them would end with them. Raises
+    StageError where one takes too long.
+    """
     if slurm.absent is not None:
         return {}
+    told: set[int] = set()
+    for _ in range(ENDING_LOOKS):
+        found = _known(files, slurm)
+        ending = {name: job for name, job in found.items() if job.state == "COMPLETING"}
+        if not ending:
+            return {name: Live(job.id, job.state != "PENDING") for name, job in found.items()}
+        for name, job in ending.items():
+            if job.id not in told:
+                say(f"{name}: job {job.id} is ending; waiting for that")
+                told.add(job.id)
+        time.sleep(ENDING_SECONDS)
+    numbers = ", ".join(f"{name} (job {job.id})" for name, job in ending.items())
+    raise StageError(
+        f"{numbers} has been ending for {ENDING_LOOKS * ENDING_SECONDS:.0f} s: submit again when "
+        "it has gone"
+    )
+
+
+def _known(files: RunFiles, slurm: Slurm) -> dict[str, JobState]:
+    """By the user's job names, and by the numbers that are recorded: other users' jobs too."""
     prefix = slurm_prefix(files.run)
-    return {
-        name.removeprefix(prefix): Live(one.id, one.state != "PENDING")
+    named = {
+        name.removeprefix(prefix): one
         for name, states in slurm.named(prefix).items()
         for one in states
         if one.alive
     }
+    ids = {one.id: name for name, all_ in read_record(files).items() for one in all_}
+    return {ids[number]: one for number, one in slurm.jobs(ids).items() if one.alive} | named
 
 
 def _write_scripts(decisions: Sequence[Decision], files: RunFiles, asked: Asked) -> dict[str, Path]:
@@ -133,10 +168,25 @@ def _tested(
 ) -> dict[str, str]:
     """What Slurm says to each script; what it refuses is raised before anything is queued."""
     if slurm.absent is not None:
-        if dry_run:
-            say(f"{slurm.absent}: scripts are written, and not tested")
+        if not dry_run:
+            raise SettingsError(f"{slurm.absent}; submit from a host of the cluster, or --dry-run")
+        say(f"{slurm.absent}: scripts are written, and not tested")
         return {}
-    return {name: slurm.test(path) for name, path in scripts.items()}
+    return {name: _answer(path, slurm, dry_run, say) for name, path in scripts.items()}
+
+
+def _answer(script: Path, slurm: Slurm, dry_run: bool, say: Callable[[str], None]) -> str:
+    """A refusal may mean that nodes are out now, or that there are no such nodes."""
+    try:
+        return slurm.test(script)
+    except SettingsError as refusal:
+        if dry_run:
+            hint = "Where nodes are drained or down just now, Slurm may take it all the same"
+            raise SettingsError(f"{refusal}. {hint}") from None
+        slurm.probe(script)
+        doubt = f"{script.stem} cannot begin as things are now, but Slurm takes it: {refusal}"
+        say(doubt)
+        return doubt
 
 
 def _is_made_here(job: Job, settings: Settings) -> bool:

@@ -49,6 +49,7 @@ class TrainJobs(JobSettings):
 
     nodes: Count = 1
     gpus: Whole = 8
+    memory: str | None = "0"
     time: str = "24:00:00"
 
 
@@ -57,6 +58,7 @@ class ScoreJobs(JobSettings):
 
     nodes: Count = 1
     gpus: Whole = 8
+    memory: str | None = "0"
     time: str = "12:00:00"
 
 
@@ -65,6 +67,7 @@ class SampleJobs(JobSettings):
 
     nodes: Count = 1
     gpus: Whole = 8
+    memory: str | None = "0"
     time: str = "24:00:00"
 
 

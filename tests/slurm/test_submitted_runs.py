@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_vr.cluster.jobs import slurm_prefix
 from tests.algorithm.tiny_run import ROOT, command, environment
 from tests.slurm.cluster import Cluster
 from tests.slurm.toy_run import (
@@ -27,7 +28,7 @@ from tests.slurm.toy_run import (
 pytestmark = pytest.mark.timeout(900)
 
 # Long enough for something to happen in the middle.
-LONG = ("train.steps=300", "train.optimizer.warmup_steps=4")
+LONG = ("train.steps=120", "train.optimizer.warmup_steps=4")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_a_training_that_meets_its_time_limit_saves_and_goes_on(
 ) -> None:
     folder = tmp_path / "run"
     # Slurm looks at limits every half minute, so the signal comes 20 to 50 s after the start.
-    long = ("policy.steps=1500", "policy.optimizer.warmup_steps=4", "policy.save_every=100000")
+    long = ("policy.steps=2200", "policy.optimizer.warmup_steps=4", "policy.save_every=100000")
     limit = ("cluster.stages={sft: {time: '2'}}", "cluster.save_seconds=70")
     ids = {r["job"]: r["id"] for r in submit(slurm, folder, "--until", "sft", *long, *limit)}
     finish(slurm, 600)
@@ -112,7 +113,7 @@ def test_a_training_that_meets_its_time_limit_saves_and_goes_on(
     assert (sft / "_DONE.json").exists(), logs(folder)
     assert restarts(slurm, ids["iteration-0/sft"]) >= 1, logs(folder)
     steps = [json.loads(line)["step"] for line in (sft / "metrics.jsonl").open()]
-    assert steps == sorted(set(steps)) and steps[-1] == 1500, "a step was done twice, or lost"
+    assert steps == sorted(set(steps)) and steps[-1] == 2200, "a step was done twice, or lost"
 
 
 def test_a_stage_that_fails_takes_those_behind_it_off_the_queue(
@@ -144,6 +145,30 @@ def test_what_slurm_refuses_is_told_in_its_own_words_and_nothing_is_queued(
     done = call(slurm, "submit", tmp_path / "run", wish)
     assert done.returncode != 0
     assert words in done.stderr and "Slurm refuses" in done.stderr, done.stderr
-    assert not any(str(tmp_path) in line for line in live_jobs(slurm))
+    assert not any(slurm_prefix(tmp_path / "run") in line for line in live_jobs(slurm))
     assert not (tmp_path / "run/slurm/jobs.json").exists()
     assert not (tmp_path / "run/iteration-0").exists(), "the base was made for nothing"
+
+
+def test_what_was_cancelled_is_submitted_anew_and_not_taken_for_queued(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = ("--until", "sft", "policy.steps=2000", "policy.optimizer.warmup_steps=4")
+    first = {row["job"]: row["id"] for row in submit(slurm, folder, *words)}["iteration-0/sft"]
+    slurm.wait_until(lambda: slurm.state(first) == "RUNNING")
+    slurm.run("scancel", str(first))
+    second = {row["job"]: row for row in submit(slurm, folder, *words)}["iteration-0/sft"]
+    assert second["state"] == "submitted" and second["id"] > first
+    slurm.run("scancel", str(second["id"]))
+
+
+def test_a_drained_node_is_no_reason_to_refuse_what_slurm_queues(
+    own_slurm: Cluster, tmp_path: Path
+) -> None:
+    own_slurm.run("scontrol", "update", "nodename=node1", "state=drain", "reason=test")
+    done = call(own_slurm, "submit", tmp_path / "run", "--until", "sft")
+    assert done.returncode == 0, done.stderr
+    assert "cannot begin as things are now, but Slurm takes it" in done.stderr
+    (job,) = live_jobs(own_slurm)
+    assert "iteration-0/sft PENDING" in job

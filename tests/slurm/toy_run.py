@@ -22,7 +22,16 @@ SHAPES = [
     "cluster.sample={nodes: 2, gpus: 1, cpus: 1, memory: 1G, time: '10'}",
     "cluster.cpu={cpus: 1, memory: 1G, time: '10', partition: cpu}",
     "cluster.save_seconds=60",
+    "policy.save_every=1000",
+    "posterior.train.save_every=1000",
+    "train.save_every=10",
 ]
+# Slurm of the tests binds no job to its cores: a node's job gets one, as it asked for, and so the
+# ranks have one thread each, as those of `run` with two processes have.
+COMMAND = """\
+#!/bin/bash
+exec taskset -c "$((SLURM_NODEID % 2))" {python} -m megatron_vr "$@"
+"""
 
 
 def call(
@@ -31,13 +40,23 @@ def call(
     """`megatron-vr VERB` on the settings of the run in `folder`."""
     command = [sys.executable, "-m", "megatron_vr", verb, str(TOY), f"run.folder={folder}"]
     return subprocess.run(
-        [*command, *SMALL, *SHAPES, *words],
+        [*command, *SMALL, *SHAPES, *words, "--site", str(site(folder))],
         capture_output=True,
         text=True,
         env=environment() | cluster.environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         timeout=200,
         cwd=ROOT,
     )
+
+
+def site(folder: Path) -> Path:
+    """A site file beside the run."""
+    called = folder.with_name("megatron-vr.sh")
+    called.write_text(COMMAND.format(python=sys.executable))
+    called.chmod(0o755)
+    file = folder.with_name("site.yaml")
+    file.write_text(f"command: {called}\n")
+    return file
 
 
 def submit(cluster: Cluster, folder: Path, *words: str) -> list[dict[str, Any]]:
