@@ -81,11 +81,7 @@ class Slurm:
         after = ":".join(map(str, parents))
         dependency = [f"--dependency=afterok:{after}"] if parents else []
         command = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes", *dependency, str(script)]
-        done = self._sbatch(command, script)
-        number = done.stdout.decode(errors="replace").strip().split(";")[0]
-        if not number.isdigit():
-            raise StageError(f"sbatch printed {number!r} for {script}, which is no job's number")
-        return int(number)
+        return _number(self._sbatch(command, script), script)
 
     def test(self, script: Path) -> str:
         """What Slurm says to `script`: when and where it would run. Nothing is queued.
@@ -94,6 +90,15 @@ class Slurm:
         """
         done = self._sbatch(["sbatch", "--test-only", str(script)], script)
         return _words(done.stderr).removeprefix("sbatch: ")
+
+    def probe(self, script: Path) -> None:
+        """Queue `script` for later and take it back: whether Slurm takes it, now or when its nodes
+        are back. `test` says no also where one of them is drained.
+
+        Raises SettingsError with Slurm's words where it refuses.
+        """
+        command = ["sbatch", "--parsable", "--begin=now+1hour", "--job-name=vr-probe", str(script)]
+        self.cancel([_number(self._sbatch(command, script), script)])
 
     def jobs(self, ids: Iterable[int]) -> dict[int, JobState]:
         """Those of the jobs `ids` that Slurm, or its accounting, still knows."""
@@ -202,9 +207,10 @@ class Slurm:
 def _cleaned(environment: Mapping[str, str]) -> dict[str, str]:
     """Without what changes the programs' answers, or is of a job in which this process runs.
 
-    Jobs inherit the environment: the shape of that job must not become theirs.
+    Jobs inherit the environment: the shape of that job must not become theirs. sbatch would take
+    SBATCH_… before what a script asks for.
     """
-    dropped: tuple[str, ...] = ("SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_TIME_FORMAT")
+    dropped: tuple[str, ...] = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SACCT_", "SLURM_TIME_FORMAT")
     if "SLURM_JOB_ID" in environment:
         dropped = (*dropped, "SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_")
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
@@ -213,6 +219,14 @@ def _cleaned(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name in kept or not name.startswith(dropped)
     }
+
+
+def _number(done: subprocess.CompletedProcess[bytes], script: Path) -> int:
+    """The job's number that `sbatch --parsable` printed."""
+    number = done.stdout.decode(errors="replace").strip().split(";")[0]
+    if not number.isdigit():
+        raise StageError(f"sbatch printed {number!r} for {script}, which is no job's number")
+    return int(number)
 
 
 def _words(stderr: bytes) -> str:

@@ -124,7 +124,7 @@ def test_a_stage_that_fails_takes_those_behind_it_off_the_queue(
     finish(slurm)
     assert not (folder / "iteration-0/export-policy").exists()
     failed = log_of(folder, "iteration-0.sft", {row["job"]: row["id"] for row in rows})
-    assert "not finite" in failed and "failed with exit code 1" in failed.splitlines()[-1]
+    assert "gradient norm nan" in failed and "failed with exit code 1" in failed.splitlines()[-1]
     # The posterior does not depend on it.
     assert (folder / "iteration-1/posterior/_DONE.json").exists(), logs(folder)
     states = slurm.run("squeue", "-h", "-t", "all", "-o", "%j %T").stdout

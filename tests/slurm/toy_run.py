@@ -84,10 +84,14 @@ def logs(folder: Path) -> str:
 
 
 def tables(folder: Path) -> dict[str, pa.Table]:
-    """Every part of every stage."""
-    return {
+    """Every part of every stage, without how long each verdict took."""
+    found = {
         str(part.relative_to(folder)): pq.read_table(part)
         for part in sorted(folder.rglob("part-*.parquet"))
+    }
+    return {
+        name: table.drop_columns([c for c in ("seconds",) if c in table.column_names])
+        for name, table in found.items()
     }
 
 
