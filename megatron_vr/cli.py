@@ -83,12 +83,24 @@ def _stage_command(stage: str) -> Callable[..., None]:
         arm: Arm = "variational",
         start_over: StartOver = False,
     ) -> None:
-        from megatron_vr.cli_run import run_stage
-
         with guarded():
-            run_stage(stage, config, overrides or [], iteration, arm, start_over)
+            _run_stage(stage, config, overrides or [], iteration, arm, start_over)
 
     return command
+
+
+def _run_stage(
+    stage: str, config: Path, overrides: list[str], iteration: int, arm: str, start_over: bool
+) -> None:
+    from megatron_vr.algorithm.alone import ALONE, run_alone
+    from megatron_vr.cli_run import run_stage
+    from megatron_vr.config.load import load_settings
+    from megatron_vr.parallel.launch import is_launched
+
+    if stage in ALONE and not is_launched():
+        run_alone(stage, load_settings(config, overrides), iteration, arm, start_over=start_over)
+    else:
+        run_stage(stage, config, overrides, iteration, arm, start_over)
 
 
 @app.command("export", help=f"{STAGES['export']} One stage of `run`; its inputs must be done.")
@@ -116,17 +128,30 @@ def export(
         if push is not None:
             # Its bars are for people; the hub's library reads this when it is imported.
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "0"
-            from megatron_vr.cli_run import push_model
             from megatron_vr.convert.hub import check_repo
 
             check_repo(push)
-        from megatron_vr.cli_run import run_stage
-
-        run_stage("export", config, overrides or [], iteration, arm, start_over)
+        _run_stage("export", config, overrides or [], iteration, arm, start_over)
         if push is not None:
-            address = push_model(config, overrides or [], iteration, arm, push, not public)
+            address = _pushed(config, overrides or [], iteration, arm, push, not public)
             if address:
                 typer.echo(address)
+
+
+def _pushed(
+    config: Path, overrides: list[str], iteration: int, arm: str, repo: str, private: bool
+) -> str | None:
+    """The commit's address; None on ranks that upload nothing."""
+    from megatron_vr.algorithm.alone import prepare_alone
+    from megatron_vr.algorithm.release import push_export
+    from megatron_vr.cli_run import push_model
+    from megatron_vr.config.load import load_settings
+    from megatron_vr.parallel.launch import is_launched
+
+    if is_launched():
+        return push_model(config, overrides, iteration, arm, repo, private)
+    prepared = prepare_alone(load_settings(config, overrides))
+    return push_export(prepared, arm, iteration, repo, private=private)
 
 
 for _stage, _help in STAGES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,8 @@ def submit(
     """The run as Slurm jobs: one for each stage, each after those whose results it reads.
 
     Shapes, time limits and restarts are `cluster:` of the settings; account, partitions, container
-    and modules are the site's file. Scripts, logs and job ids lie in RUN.FOLDER/slurm.
+    and modules are the site's file, whose `environment` holds for this command too. Scripts, logs
+    and job ids lie in RUN.FOLDER/slurm.
 
     `megatron-vr submit examples/qwen2.5-32b.yaml --site slurm/sites/plain.yaml --dry-run`
 
@@ -60,15 +62,20 @@ def submit(
     usage or settings.
     """
     with guarded():
+        from megatron_vr.config.load import load_as, load_settings
+        from megatron_vr.config.site_settings import SiteSettings
+
+        of_site = load_as(SiteSettings, site, []) if site is not None else SiteSettings()
+        # As in jobs the site's go before the shell's; the hub's library reads HF_HOME when it is
+        # imported, so before all that imports it.
+        os.environ.update(of_site.environment)
+
         from megatron_vr.cluster.slurm import Slurm
         from megatron_vr.cluster.submit import Asked
         from megatron_vr.cluster.submit import submit as run
         from megatron_vr.cluster.submitted_table import as_rows, print_submitted
-        from megatron_vr.config.load import load_as, load_settings
-        from megatron_vr.config.site_settings import SiteSettings
 
         settings = load_settings(config, overrides or [])
-        of_site = load_as(SiteSettings, site, []) if site is not None else SiteSettings()
         asked = Asked(settings, of_site, first, last, dry_run)
         lines = run(asked, Slurm(), lambda line: typer.echo(line, err=True))
         if as_json:

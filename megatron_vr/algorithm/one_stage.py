@@ -15,10 +15,11 @@ from megatron_vr.algorithm.run import (
     processes_of,
     starts_servers,
 )
+from megatron_vr.algorithm.runner import check_inputs
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings
-from megatron_vr.errors import SettingsError, StageError
+from megatron_vr.errors import SettingsError
 from megatron_vr.parallel.hosts import Hosts, check_hosts
 from megatron_vr.parallel.launch import check_launch, is_launched
 from megatron_vr.problems.nearest import suggestion
@@ -66,7 +67,8 @@ def prepare_stage(settings: Settings, asked: Asked) -> OneStage:
     check_settings(own, ranks, where, installed_here=world is not None)
     check_model(own, ranks)
     node.folder.check()
-    _check_inputs(node, settings.run.folder)
+    if not node.folder.done:
+        check_inputs(node)
     return OneStage(Prepared(settings, world or 1, plan), node, processes)
 
 
@@ -97,16 +99,6 @@ def with_servers(node: Node, folder: Path) -> Node:
     servers = engine.servers.model_copy(update=places)
     engine = engine.model_copy(update={"servers": servers})
     return replace(node, settings=node.settings.model_copy(update={"engine": engine}))
-
-
-def _check_inputs(node: Node, run: Path) -> None:
-    for source in () if node.folder.done else node.inputs.values():
-        if not source.folder.done:
-            name = source.path.relative_to(run).as_posix()
-            raise StageError(
-                f"{node.path.relative_to(run).as_posix()} needs {name}, which is not done: run "
-                f"`megatron-vr stage CONFIG {name}` first"
-            )
 
 
 def _processes(node: Node, asked: Asked) -> tuple[int, int | None]:

@@ -33,7 +33,7 @@ def run_nodes(
             continue
         if node.is_served and hand_over:
             return
-        _check_inputs(node)
+        check_inputs(node)
         with node.folder.lock() if context.world.is_main else nullcontext():
             if context.world.is_main:
                 node.folder.open(start_over=start_over)
@@ -64,13 +64,15 @@ def _stage(node: Node, context: Context) -> Finished:
     return finished
 
 
-def _check_inputs(node: Node) -> None:
+def check_inputs(node: Node) -> None:
+    """Raise StageError where a stage that `node` reads from is not done."""
+    run = node.settings.run.folder
     for source in node.inputs.values():
         if not source.folder.done:
+            name = source.path.relative_to(run).as_posix()
             raise StageError(
-                f"{title(node)} needs {title(source)}, which is not done: run `megatron-vr "
-                f"{source.stage} CONFIG --iteration {source.iteration} --arm {source.arm}` first, "
-                "or `megatron-vr run CONFIG`"
+                f"{node.path.relative_to(run).as_posix()} needs {name}, which is not done: run "
+                f"`megatron-vr stage CONFIG {name}` first, or `megatron-vr run CONFIG`"
             )
 
 

@@ -13,6 +13,7 @@ from megatron_vr.errors import SettingsError, StageError
 from megatron_vr.problems.nearest import suggestion
 from megatron_vr.traces.durable import write_durably
 
+JOB_MARK = "Cancelled: it does not start again. `megatron-vr submit` submits another.\n"
 MARK = "The run was cancelled: its jobs do not start again. `megatron-vr submit` takes it up.\n"
 
 
@@ -27,7 +28,9 @@ class Ended:
 def cancel(run: Path, stages: Sequence[str], slurm: Slurm) -> list[Ended]:
     """End the live jobs of the run in `run`, or of its `stages` alone; those that were ended.
 
-    A run that is cancelled as a whole is marked first, so that no job starts again meanwhile.
+    The run, or each of its jobs, is marked first, so that no job starts again meanwhile: one that
+    saves just now would be requeued even after its end was ordered. A job's mark outlives the next
+    `submit`, the run's does not.
     Raises SettingsError for a name of no stage, StageError where Slurm cannot be asked or the run
     was never submitted.
     """
@@ -41,6 +44,10 @@ def cancel(run: Path, stages: Sequence[str], slurm: Slurm) -> list[Ended]:
     if not stages:
         write_durably(watched.files.cancelled, MARK)
     ended = [Ended(name, job) for name, job in live_jobs(watched, slurm) if name in chosen]
+    for one in ended:
+        mark = watched.files.cancelled_job(one.stage, one.job.id)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(mark, JOB_MARK)
     slurm.cancel(one.job.id for one in ended)
     return ended
 

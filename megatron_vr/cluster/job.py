@@ -42,7 +42,7 @@ class Job:
     @property
     def file_name(self) -> str:
         """`name` without folders, as in `iteration-1.train`."""
-        return self.name.replace("/", ".")
+        return _file_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,11 @@ class RunFiles:
     def state(self, job: Job, number: int | str) -> Path:
         """Folder for what one job passes on between its processes and its restarts."""
         return self.folder / "state" / f"{job.file_name}-{number}"
+
+    def cancelled_job(self, name: str, number: int) -> Path:
+        """There once `cancel` was asked for job `number` of stage `name`; in its `state`."""
+        return self.folder / "state" / f"{_file_name(name)}-{number}" / "cancelled"
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", ".")

@@ -14,6 +14,7 @@ from megatron_vr.cluster.planner.report import Report, snippet
 from megatron_vr.cluster.planner.search import Candidate
 
 SHOWN = 10
+SHOWN_FP8 = 5
 HOUR = 3600
 
 
@@ -55,8 +56,14 @@ def _verdicts(report: Report) -> Iterator[str]:
         largest = "" if fit.largest is None else f", up to {fit.largest:,} fit"
         tokens = f"micro_batch_tokens {fit.case.micro_batch_tokens:,}{largest}"
         yield f"{fit.name}: {fit.verdict}; {tokens}"
-    host = max((fit.host_bytes or 0 for fit in report.fits), default=0)
+    host = max((fit.host.needed for fit in report.fits if fit.host is not None), default=0)
     yield f"a node's own memory, while a checkpoint is saved: {host / GIB:,.0f} GiB"
+    open_ones = [fit.name for fit in report.fits if fit.host is not None and fit.host.is_open]
+    if open_ones:
+        yield (
+            f"{', '.join(open_ones)}: no `memory` is asked for, so jobs get what Slurm or the site "
+            "usually gives; if that is less, set cluster.train.memory (0: all of the node's)"
+        )
 
 
 def _speed(report: Report) -> Table:
@@ -133,25 +140,30 @@ def _print_layouts(layouts: Sequence[Candidate], fp8: str | None, out: Console) 
             soft_wrap=True,
         )
         return
-    table = _table(f"layouts of `train` that fit, the fastest of {len(layouts):,}", "TP")
-    for name in ("PP", "VPP", "CP", "DP", "recompute", "FP8", "GiB", "step s", "tokens/s/GPU"):
+    best = []
+    for told, shown, fp8_of in (("without FP8", SHOWN, False), ("with FP8", SHOWN_FP8, True)):
+        those = [one for one in layouts if one.case.fp8 is fp8_of]
+        if those:
+            out.print(_layouts(those[:shown], f"{told}, the fastest of {len(those):,}"))
+            best.append((told, those[0]))
+    for told, one in best:
+        out.print(f"# the fastest {told}", highlight=False)
+        out.print(snippet(one, fp8) + "\n", highlight=False, soft_wrap=True)
+
+
+def _layouts(layouts: Sequence[Candidate], told: str) -> Table:
+    table = _table(f"layouts of `train` that fit {told}", "TP")
+    for name in ("PP", "VPP", "CP", "DP", "recompute", "GiB", "step s", "tokens/s/GPU"):
         table.add_column(name, justify="right")
-    for one in layouts[:SHOWN]:
+    for one in layouts:
         layout = one.case.layout
         splits = (layout.tensor, layout.pipeline, layout.virtual_pipeline or "–", layout.context)
         table.add_row(
             *(str(split) for split in splits),
-            *(str(one.case.data), one.case.recompute, "yes" if one.case.fp8 else "no"),
-            *(f"{one.memory.total / GIB:.1f}", f"{one.step.seconds:,.3g}"),
-            f"{one.step.tokens_per_gpu:,.0f}",
+            *(str(one.case.data), one.case.recompute, f"{one.memory.total / GIB:.1f}"),
+            *(f"{one.step.seconds:,.3g}", f"{one.step.tokens_per_gpu:,.0f}"),
         )
-    out.print(table)
-    best = [layouts[0]]
-    if layouts[0].case.fp8:
-        best += [one for one in layouts if not one.case.fp8][:1]
-    for one in best:
-        out.print(f"# the fastest {'with' if one.case.fp8 else 'without'} FP8", highlight=False)
-        out.print(snippet(one, fp8) + "\n", highlight=False, soft_wrap=True)
+    return table
 
 
 def _table(title: str, first: str) -> Table:

@@ -9,6 +9,7 @@ from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.plan import Node, Plan
 from megatron_vr.cluster.job import Job, Shape
 from megatron_vr.cluster.jobs import BENCHMARKS, node_name
+from megatron_vr.cluster.planner.host import host_of
 from megatron_vr.cluster.planner.memory import (
     host_memory,
     largest_micro_batch,
@@ -112,5 +113,5 @@ def _fit(node: Node, shape: Shape, world: World) -> Fit:
         return Fit(node.stage, case, scoring_memory(case), limit, None, None)
     multiple = 2 * case.layout.context * case.layout.tensor
     largest = largest_micro_batch(case, limit, multiple=max(256, multiple))
-    host = host_memory(case, shape.processes)
+    host = host_of(host_memory(case, shape.processes), shape)
     return Fit(node.stage, case, training_memory(case), limit, largest, host)

@@ -20,21 +20,20 @@ from jinja2 import (
 )
 
 from megatron_vr.cluster.job import Job, RunFiles
-from megatron_vr.cluster.script_parts import Rendered, check, command, options, srun_flags
+from megatron_vr.cluster.script_parts import (
+    LAUNCHED,
+    Rendered,
+    check,
+    command,
+    defaults,
+    options,
+    seconds_of,
+    srun_flags,
+)
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
 from megatron_vr.errors import SettingsError
 
-# Variables of every job, where neither the site nor who submits has set them.
-ALWAYS = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
-# A rank whose NCCL hangs ends, and leaves a trace of what it waited for, in minutes.
-WITH_GPUS = {
-    "NCCL_DEBUG": "WARN",
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
-    "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "900",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-    "TORCH_FR_BUFFER_SIZE": "2000",
-}
 # What does not end after a node was judged bad hangs.
 HANG_SECONDS = 60
 # For all tasks of a step to end, once one has.
@@ -72,13 +71,15 @@ def render(
         "cluster": cluster,
         "site": site,
         "options": options(of),
-        "defaults": ALWAYS | (WITH_GPUS if job.shape.gpus else {}),
+        "defaults": defaults(job),
+        "launched": LAUNCHED,
         "state": str(files.state(job, "")).removesuffix("-"),
         "log": str(files.log(job, "")).removesuffix("-.log"),
         "srun": srun_flags(of),
         "command": command(of),
         "api_key": servers.api_key_variable,
         "replicas": servers.launch.replicas if servers.launch else 1,
+        "limit_seconds": seconds_of(job.shape.time),
         "hang_seconds": HANG_SECONDS,
         "wait_seconds": max(WAIT_SECONDS, cluster.save_seconds),
         "iteration": settings.run.iterations,

@@ -13,6 +13,27 @@ from megatron_vr.config.site_settings import SiteSettings
 from megatron_vr.errors import SettingsError
 
 LARGEST_SAVE_SECONDS = 65535
+# Variables of every job, where neither the site nor who submits has set them.
+ALWAYS = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+# A rank whose NCCL hangs ends, and leaves a trace of what it waited for, in minutes.
+WITH_GPUS = {
+    "NCCL_DEBUG": "WARN",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "900",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_FR_BUFFER_SIZE": "2000",
+}
+# A launch that goes on where `submit` is called is none of a job's. Images of PyTorch under pyxis
+# set these too, by a hook of enroot's (50-slurm-pytorch).
+LAUNCHED = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+# Beside `defaults` and those of the site, what an image must not have its own values of.
+_FROM_THE_JOB = (
+    *("MEGATRON_VR_FAILED_NODES", "HF_TOKEN", "WANDB_API_KEY"),
+    *("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_FR_DUMP_TEMP_FILE"),
+)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -47,6 +68,11 @@ def check(of: Rendered) -> None:
         )
 
 
+def defaults(job: Job) -> dict[str, str]:
+    """Variables that `job` sets where they are not set."""
+    return ALWAYS | (WITH_GPUS if job.shape.gpus else {})
+
+
 def seconds_of(time: str) -> int:
     """A time limit as sbatch reads it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S), in seconds."""
     days, dash, rest = time.rpartition("-")
@@ -70,7 +96,7 @@ def options(of: Rendered) -> list[str]:
         "nodes": shape.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": shape.cpus,
-        "mem": shape.memory,
+        "mem": _memory(of),
         "time": shape.time,
         "partition": shape.partition or (site.gpu_partition if shape.gpus else site.cpu_partition),
         "account": site.account,
@@ -96,6 +122,12 @@ def options(of: Rendered) -> list[str]:
     return told
 
 
+def _memory(of: Rendered) -> str | None:
+    """All of a whole node's, unless the settings say otherwise: Slurm's default is for one core."""
+    whole = of.site.exclusive and of.job.shape.gpus > 0
+    return "0" if of.job.shape.memory is None and whole else of.job.shape.memory
+
+
 def srun_flags(of: Rendered) -> list[str]:
     """Flags of every step, besides those in the template."""
     flags = []
@@ -108,6 +140,7 @@ def srun_flags(of: Rendered) -> list[str]:
             f"--container-image={container.image}",
             f"--container-mounts={','.join(_mounts(of))}",
             f"--container-workdir={of.folder}",
+            f"--container-env={','.join(_container_variables(of))}",
             *container.flags,
         ]
     return flags
@@ -120,7 +153,11 @@ def command(of: Rendered) -> str:
     if container.kind == "none":
         usual = shlex.join([str(of.python), "-m", "megatron_vr"])
     words = of.site.command or usual
-    if container.kind != "apptainer":
+    if container.kind == "none":
+        return words
+    # In the container: what is unset outside may be set again on the way.
+    words = shlex.join(["env", *(word for name in LAUNCHED for word in ("-u", name))]) + f" {words}"
+    if container.kind == "pyxis":
         return words
     outer = [
         *("apptainer", "exec", *(["--nv"] if of.job.shape.gpus else []), "--pwd", str(of.folder)),
@@ -129,6 +166,13 @@ def command(of: Rendered) -> str:
         str(container.image),
     ]
     return f"{shlex.join(outer)} {words}"
+
+
+def _container_variables(of: Rendered) -> tuple[str, ...]:
+    """Whose values in the image those of the job replace; pyxis passes over what is not set."""
+    key = of.settings.engine.servers.api_key_variable
+    names = (*defaults(of.job), *of.site.environment, *_FROM_THE_JOB, key)
+    return tuple(dict.fromkeys(names))
 
 
 def _mounts(of: Rendered) -> tuple[str, ...]:

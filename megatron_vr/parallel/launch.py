@@ -23,6 +23,7 @@ from megatron_vr.parallel.blame import read_reports, report_host, reports_of_ran
 from megatron_vr.parallel.hosts import ONE_HOST, SLURM_NAME, Hosts, node_name
 from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.meeting import SAVE_SECONDS, Meeting
+from megatron_vr.parallel.out_of_memory import oom_counter, oom_kills
 from megatron_vr.parallel.outcome import End, Failure, end_of, judge
 
 PARENT = "MEGATRON_VR_PARENT"
@@ -111,6 +112,8 @@ def _run_ranks(
     meeting: Meeting | None,
 ) -> End:
     """How the ranks of this host ended, or why another host ended them."""
+    counter = oom_counter()
+    killed_before = oom_kills(counter)
     with reports_of_ranks() as reports, _environment_of_ranks(processes):
         agent = start_agent(agent_config(hosts, processes), arguments)
         try:
@@ -120,7 +123,8 @@ def _run_ranks(
             return End(hosts.rank, node_name(), 128 + signal.SIGINT)
         if followed is not None:
             return followed
-        outcome = judge(_failures(agent), interrupt.requested)
+        starved = oom_kills(counter) > killed_before
+        outcome = judge(_failures(agent), interrupt.requested, starved)
         told = read_reports(reports.blamed), read_reports(reports.followed)
         return end_of(outcome, hosts.rank, node_name(), *told)
 

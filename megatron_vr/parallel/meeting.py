@@ -10,12 +10,14 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from megatron_vr.errors import Requeue, StageError
+from megatron_vr.parallel.absent import miss
 from megatron_vr.parallel.hosts import Hosts, node_name
 from megatron_vr.parallel.interrupt import Interrupt, stopped_after
 from megatron_vr.parallel.outcome import GOES_ON, End, first_cause
@@ -30,6 +32,8 @@ STORE_TIMEOUT = timedelta(seconds=60)
 SETTLE_SECONDS = 2.0
 # A lost store may mean that all launchers are being killed, this one a moment later.
 CONFIRM_SECONDS = 3.0
+# How much longer than host 0 the others wait: where it lives, it names whom it misses before.
+YIELD_SECONDS = 5.0
 # How long host 0 keeps the store for others that are ending.
 LINGER_SECONDS = 10.0
 # How long the ranks of a host may go on saving once those of another have saved and ended.
@@ -41,8 +45,8 @@ ENDED = "hosts/ended"
 class Meeting:
     """From entry to exit of the `with` block this launcher is in touch with the others.
 
-    Entry waits for all hosts: it raises StageError naming who did not come in time, and Requeue
-    when this launcher or one that has come is asked to stop.
+    Entry waits for all hosts: it raises StageError naming who did not come in time (and reports
+    the host, see `absent`), and Requeue when this launcher or one that has come is asked to stop.
     """
 
     def __init__(self, hosts: Hosts, interrupt: Interrupt) -> None:
@@ -126,12 +130,9 @@ class Meeting:
                 socket.create_connection((host, port), timeout=5.0).close()
                 return
             except OSError as error:
-                if time.monotonic() > deadline:
-                    raise StageError(
-                        f"host 0 of {self._hosts.count} did not come to {self._hosts.meet} within "
-                        f"{self._hosts.meet_seconds:g} s (cluster.meet_seconds): {error}; see to "
-                        "its log, and that this host reaches it"
-                    ) from None
+                if time.monotonic() > deadline + YIELD_SECONDS:
+                    come = {self._hosts.rank: node_name()}
+                    raise miss(self._hosts, [0], come, error) from None
             self._interrupt.check("waiting for the other hosts")
             time.sleep(LOOK_SECONDS)
 
@@ -143,9 +144,10 @@ class Meeting:
             while missing := [r for r in range(hosts.count) if not self._has(f"come/{r}")]:
                 self._check_meeting()
                 if time.monotonic() > deadline:
-                    raise StageError(self._absent(missing))
+                    come = [rank for rank in range(hosts.count) if rank not in missing]
+                    raise miss(hosts, missing, self._names_of(come))
                 time.sleep(LOOK_SECONDS / 2)
-            return [self._store.get(f"hosts/come/{r}").decode() for r in range(hosts.count)]
+            return list(self._names_of(range(hosts.count)).values())
         except RuntimeError as error:
             raise StageError(
                 f"host 0 of {hosts.count} ended before all hosts had come to {hosts.meet}: its log "
@@ -161,16 +163,8 @@ class Meeting:
         if self._ends:
             raise stopped_after("waiting for the other hosts", "a signal to another host")
 
-    def _absent(self, missing: list[int]) -> str:
-        hosts = self._hosts
-        come = [rank for rank in range(hosts.count) if rank not in missing]
-        names = [self._store.get(f"hosts/come/{rank}").decode() for rank in come]
-        here = ", ".join(f"{rank} ({name})" for rank, name in zip(come, names, strict=True))
-        return (
-            f"host {', '.join(map(str, missing))} of {hosts.count} did not come to {hosts.meet} "
-            f"within {hosts.meet_seconds:g} s (cluster.meet_seconds); there are {here}. Look into "
-            "its log, and start all hosts with the same --nodes and --meet"
-        )
+    def _names_of(self, ranks: Iterable[int]) -> dict[int, str]:
+        return {rank: self._store.get(f"hosts/come/{rank}").decode() for rank in ranks}
 
     def _work(self) -> None:
         """All that is said in the store from now on: it may be gone, or not answer."""

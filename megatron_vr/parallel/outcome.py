@@ -12,9 +12,13 @@ from megatron_vr.parallel.interrupt import SIGNALS
 
 # A rank that ends with one of these has printed why.
 SPOKEN = (1, 2, 130)
-# Out of memory, broken memory, a driver's crash. Not SIGABRT: NCCL's watchdog ends sound ranks with
-# it where another host is the cause.
-OF_THE_HOST = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
+# Killed by nobody of us, and broken memory. Not SIGSEGV: a program's own mistake meets it on every
+# host. Not SIGABRT: NCCL's watchdog ends sound ranks with it where another host is the cause.
+OF_THE_HOST = (signal.SIGKILL, signal.SIGBUS)
+WANT_OF_MEMORY = (
+    "was killed for want of memory; raise `memory` of this kind of job, as in cluster.train.memory "
+    "(0: all of the node's), or give each node a smaller part of the model (parallel)"
+)
 GOES_ON = "the same command goes on from the last checkpoint or part"
 
 
@@ -56,10 +60,12 @@ class End:
         return self.code == Requeue.exit_code
 
 
-def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
+def judge(failures: Sequence[Failure], stopping: bool, starved: bool = False) -> Outcome:
     """The first failure counts: the others follow from it.
 
     `stopping`: the launcher was asked to stop, and has passed the signal on to the ranks.
+    `starved`: the kernel has killed processes of this host's ranks for want of memory. On another
+    host they would want as much.
     """
     if not failures:
         return Outcome(0)
@@ -70,12 +76,12 @@ def judge(failures: Sequence[Failure], stopping: bool) -> Outcome:
         return Outcome(Requeue.exit_code)
     if first.code in SPOKEN:
         return Outcome(first.code)
-    told = (
-        f"rank {first.rank} (pid {first.pid}) {_how(first.code)}; the other ranks were ended; "
-        f"{GOES_ON}"
-    )
+    starved = starved and -first.code == signal.SIGKILL
+    how = WANT_OF_MEMORY if starved else _how(first.code)
+    told = f"rank {first.rank} (pid {first.pid}) {how}; the other ranks were ended; {GOES_ON}"
     # Who is slow to stop is killed by those who asked it to.
-    return Outcome(max(first.code, 1), told, blame=-first.code in OF_THE_HOST and not stopping)
+    of_the_host = -first.code in OF_THE_HOST and not stopping and not starved
+    return Outcome(max(first.code, 1), told, blame=of_the_host)
 
 
 def end_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from megatron_vr.algorithm.one_stage import (
     with_servers,
 )
 from megatron_vr.algorithm.plan import make_plan
-from megatron_vr.algorithm.run import prepare, read_problems
+from megatron_vr.algorithm.run import execute, prepare, read_problems
 from megatron_vr.config.load import load_settings
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import DataError, SettingsError, StageError
 from megatron_vr.parallel.hosts import Hosts
 from megatron_vr.parallel.interrupt import Interrupt
+from megatron_vr.parallel.world import World
 from tests.algorithm.tiny_run import SMALL, TOY
 
 PROBLEMS = "iteration-0/problems-train"
@@ -76,6 +78,19 @@ def test_an_unknown_name_is_told_with_the_nearest_and_all(tmp_path: Path) -> Non
 def test_inputs_that_are_not_done_are_named_as_this_command_names_them(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"needs iteration-0/base, .* stage CONFIG iteration-0/ba"):
         asked("iteration-0/sft", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["iteration-1/train", "comparisons/rft/iteration-1/weigh"])
+def test_what_a_run_advises_for_inputs_that_are_not_done_is_a_stage(
+    tmp_path: Path, name: str
+) -> None:
+    plan = make_plan(settings_of(tmp_path), digests(settings_of(tmp_path)))
+    node = find_node(plan, tmp_path, name)
+    with pytest.raises(StageError) as told:
+        execute([node], World(0, 1), Interrupt())
+    advised = re.search(r"`megatron-vr stage CONFIG (\S+)` first", str(told.value))
+    assert advised is not None, told.value
+    assert find_node(plan, tmp_path, advised[1]) in node.inputs.values()
 
 
 def test_a_run_made_under_other_settings_is_refused(tmp_path: Path) -> None:

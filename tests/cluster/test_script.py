@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,9 +61,9 @@ def test_bash_reads_every_script(site: str, job: str) -> None:
 def test_shellcheck_finds_nothing() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck: not installed")
-    scripts = [chain.golden(*pair) for pair in chain.KEPT]
-    # SC2034: not every kind of job uses `port` and `first_node`.
-    words = ["shellcheck", "--severity=warning", "--exclude=SC2034", *scripts]
+    scripts = [str(chain.golden(*pair)) for pair in chain.KEPT]
+    # SC2034: not every kind of job uses `port` and `first_node`. SC2054: flags hold commas.
+    words = ["shellcheck", "--severity=warning", "--exclude=SC2034,SC2054", *scripts]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.stdout == ""
 
@@ -70,20 +72,28 @@ def test_shellcheck_finds_nothing() -> None:
 PROGRAM = """#!/bin/bash
 printf '%s\\n' "$PWD" "$GREETING" "$@" >> "$0.told"
 """
+# What some of them say or do beside that.
+MORE = {"squeue": "echo RUNNING"}
 
 
-def run_outside(text: str, folder: Path, **variables: str) -> int:
-    """The exit code of a script where all programs of Slurm's, in folder/bin, do nothing."""
+def run_outside(text: str, folder: Path, more: Mapping[str, str] = MORE, **variables: str) -> int:
+    """The exit code of a script where the programs of Slurm's, in folder/bin, do `more` at most."""
     bin_ = folder / "bin"
     bin_.mkdir()
     for name in ("srun", "scontrol", "squeue", "scancel"):
-        (bin_ / name).write_text(PROGRAM)
+        (bin_ / name).write_text(PROGRAM + more.get(name, ""))
         (bin_ / name).chmod(0o755)
     path = f"{bin_}:{os.environ['PATH']}"
     own = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     environment = own | {"PATH": path, "SLURM_JOB_ID": "7", **variables}
+    # No pipes: a pause that is left over would keep them open.
     return subprocess.run(
-        ["bash", "-c", text], env=environment, cwd=folder, capture_output=True
+        ["bash", "-c", text],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
     ).returncode
 
 
@@ -106,6 +116,106 @@ def test_a_job_that_was_given_no_gpus_this_time_starts_again(tmp_path: Path) -> 
     assert run_outside(text, tmp_path, SLURM_RESTART_COUNT="1") == 75
     assert "requeue\n7\n" in (tmp_path / "bin/scontrol.told").read_text()
     assert not (tmp_path / "bin/srun.told").exists()
+
+
+def asked_to_requeue(folder: Path) -> int:
+    return (folder / "bin/scontrol.told").read_text().splitlines().count("requeue")
+
+
+# No pause is one.
+BRIEF = "sleep() { :; }\n"
+SILENT = "echo 'error: Unable to contact slurm controller' >&2; exit 1"
+
+
+def test_a_job_that_is_cancelled_between_two_attempts_to_requeue_it_ends(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    text = rendered("weigh", SiteSettings(setup=BRIEF), files)
+    mark = files.cancelled_job("iteration-1/weigh", 7)
+    refuses = f"[[ $1 != requeue ]] || {{ touch {mark}; exit 1; }}"
+    more = MORE | {"srun": "exit 75", "scontrol": refuses}
+    assert run_outside(text, tmp_path, more) == 75
+    assert asked_to_requeue(tmp_path) == 1
+
+
+def test_a_job_that_was_cancelled_while_it_waited_does_no_work(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path / "run")
+    mark = files.cancelled_job("iteration-1/weigh", 7)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    assert run_outside(rendered("weigh", None, files), tmp_path) == 1
+    assert not (tmp_path / "bin/srun.told").exists()
+
+
+def test_a_job_of_which_slurm_says_nothing_is_requeued_when_its_time_is_nearly_over(
+    tmp_path: Path,
+) -> None:
+    site = SiteSettings(setup=f"{BRIEF}SECONDS={4 * 3600 - 20}")
+    more = {"srun": "exit 75", "squeue": SILENT}
+    assert run_outside(rendered("weigh", site, RunFiles(tmp_path / "run")), tmp_path, more) == 75
+    assert asked_to_requeue(tmp_path) == 1
+
+
+@pytest.mark.parametrize("answer", ["exit 0", "echo 'error: Invalid job id specified' >&2; exit 1"])
+def test_a_job_that_slurm_has_forgotten_is_not_requeued(tmp_path: Path, answer: str) -> None:
+    more = {"srun": "exit 75", "squeue": answer}
+    assert run_outside(rendered("weigh", None, RunFiles(tmp_path / "run")), tmp_path, more) == 75
+    assert asked_to_requeue(tmp_path) == 0
+
+
+def test_a_failed_job_does_not_wait_long_for_an_absent_controller(tmp_path: Path) -> None:
+    text = rendered("weigh", SiteSettings(setup=BRIEF), RunFiles(tmp_path / "run"))
+    assert run_outside(text, tmp_path, {"srun": "exit 3", "squeue": SILENT}) == 3
+    asked = (tmp_path / "bin/squeue.told").read_text().splitlines()
+    assert 1 < asked.count("--format=%T") < 10
+    assert asked_to_requeue(tmp_path) == 0
+
+
+def test_all_memory_of_whole_nodes_is_asked_for_unless_the_settings_say_how_much() -> None:
+    whole = SiteSettings(exclusive=True)
+    assert "--mem=0" in sbatch_lines(rendered("train", whole, memory=None))
+    assert "--mem=90G" in sbatch_lines(rendered("train", whole, memory="90G"))
+    for job, site in (("train", SiteSettings()), ("weigh", whole)):
+        lines = sbatch_lines(rendered(job, site, memory=None))
+        assert not any(line.startswith("--mem") for line in lines)
+
+
+PYXIS = ContainerSettings(kind="pyxis", image="i.sqsh")
+
+
+def test_values_of_the_job_go_before_those_of_a_pyxis_image() -> None:
+    site = SiteSettings(container=PYXIS, environment={"HF_HOME": "/h", "NCCL_DEBUG": "INFO"})
+    text = rendered("sample", site, chain.FILES, "engine.servers.api_key_variable=MY_KEY")
+    (flag,) = (word for word in text.split() if word.startswith("--container-env="))
+    names = flag.removeprefix("--container-env=").split(",")
+    wanted = {"HF_HOME", "MY_KEY", "MEGATRON_VR_FAILED_NODES", "HF_TOKEN", "PYTHONUNBUFFERED"}
+    assert wanted <= set(names)
+    assert len(names) == len(set(names))
+    # All that the script itself exports, but what is for the script alone.
+    exported = set(re.findall(r"^ +export (\w+)=", text, re.MULTILINE))
+    assert exported <= set(names)
+
+
+def test_a_launch_that_a_container_pretends_to_be_part_of_is_not_seen_by_the_command(
+    tmp_path: Path,
+) -> None:
+    # As enroot's hook does for images of PyTorch: after everything of the script's own.
+    program = 'while [[ $1 != "env" ]]; do shift; done; RANK=5 MASTER_ADDR=x WORLD_SIZE=9 "$@"'
+    told = tmp_path / "environment"
+    own = tmp_path / "megatron-vr"
+    own.write_text(f"#!/bin/bash\nenv > {told}\n")
+    own.chmod(0o755)
+    site = SiteSettings(container=PYXIS, command=str(own))
+    text = rendered("weigh", site, RunFiles(tmp_path / "run"))
+    assert run_outside(text, tmp_path, MORE | {"srun": program}, LOCAL_RANK="3") == 0
+    names = {line.partition("=")[0] for line in told.read_text().splitlines()}
+    assert "SLURM_JOB_ID" in names
+    assert not names & {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"}
+
+
+def test_in_apptainer_the_launch_is_forgotten_inside() -> None:
+    image = ContainerSettings(kind="apptainer", image="i.sif")
+    text = rendered("train", SiteSettings(container=image))
+    assert re.search(r"i\.sif env (-u \w+ )*-u RANK (-u \w+ )*megatron-vr\)", text)
 
 
 def test_jobs_with_gpus_and_without_go_to_their_partitions() -> None:

@@ -147,7 +147,7 @@ def test_a_node_is_called_as_slurm_calls_it(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (-signal.SIGKILL, False, True),
         (-signal.SIGBUS, False, True),
-        (-signal.SIGSEGV, False, True),
+        (-signal.SIGSEGV, False, False),
         (-signal.SIGKILL, True, False),
         (-signal.SIGABRT, False, False),
         (-signal.SIGTERM, False, False),
@@ -160,6 +160,19 @@ def test_a_signal_that_nobody_of_us_sent_is_put_down_to_the_host(
     code: int, stopping: bool, blame: bool
 ) -> None:
     assert judge([Failure(3, 12, code, 100)], stopping).blame == blame
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_who_was_killed_for_want_of_memory_costs_no_host(stopping: bool) -> None:
+    outcome = judge([Failure(3, 12, -signal.SIGKILL, 100)], stopping, starved=True)
+    assert (outcome.code, outcome.blame) == (1, False)
+    told = "rank 3 (pid 12) was killed for want of memory; raise `memory` of this kind of job"
+    assert (outcome.line or "").startswith(told)
+
+
+def test_broken_memory_is_not_taken_for_want_of_it() -> None:
+    outcome = judge([Failure(3, 12, -signal.SIGBUS, 100)], False, starved=True)
+    assert outcome.blame and "SIGBUS" in (outcome.line or "")
 
 
 def test_a_rank_that_the_agent_ended_is_not_named_for_the_one_that_failed() -> None:

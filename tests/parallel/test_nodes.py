@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from megatron_vr.algorithm.one_stage import find_node
+from megatron_vr.algorithm.run import execute, prepare, read_problems
+from megatron_vr.parallel.interrupt import Interrupt
+from megatron_vr.parallel.world import World
 from tests.algorithm.tiny_run import ROOT, environment
 from tests.parallel.two_nodes import (
     NAMES,
@@ -19,23 +23,28 @@ from tests.parallel.two_nodes import (
     free_port,
     last_line,
     ranks_of,
+    settings_of,
     stage,
     start,
     two_nodes,
     wait_for,
+    wait_for_ranks,
 )
 
 ENDLESS = "policy.steps=100000"
 QUICK = "policy.log_every=1"
+# So many that a signal falls between two, with a checkpoint after each fifth.
+STEPS = 16
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose first training has its inputs."""
     folder = tmp_path_factory.mktemp("ready") / "run"
-    for name in ("iteration-0/problems-train", "iteration-0/problems-test", "iteration-0/base"):
-        done = run(folder, name)
-        assert done.returncode == 0, done.stderr
+    prepared = prepare(settings_of(folder, "parallel.processes=1"))
+    read_problems(prepared, Interrupt())
+    base = find_node(prepared.plan, folder, "iteration-0/base")
+    execute([base], World(0, 1), Interrupt())
     return folder
 
 
@@ -66,16 +75,16 @@ def result_of(folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, bytes]]:
 
 
 @pytest.mark.timeout(900)
-def test_a_stage_stopped_on_two_nodes_and_resumed_is_bit_equal_to_one_node(
+def test_a_signal_to_one_node_stops_all_and_what_goes_on_is_bit_equal_to_one_node(
     folder: Path, tmp_path: Path
 ) -> None:
     alone = shutil.copytree(folder, tmp_path / "alone")
-    overrides = (QUICK, "policy.steps=40")
+    overrides = (QUICK, f"policy.steps={STEPS}")
     with two_nodes(folder, *overrides) as launchers:
         wait_for(folder / SFT / "metrics.jsonl", launchers)
-        # Slurm sends the signal to every process of the job, and a launcher passes it on.
-        for process in [*launchers, *ranks_of(launchers[0]), *ranks_of(launchers[1])]:
-            process.send_signal(signal.SIGTERM)
+        # Slurm sends the signal to every process of a node, and a launcher passes it on.
+        for process in [launchers[1], *ranks_of(launchers[1])]:
+            process.send_signal(signal.SIGUSR1)
         for launcher in launchers:
             code, errors = ended(launcher)
             assert code == 75, errors
@@ -88,17 +97,8 @@ def test_a_stage_stopped_on_two_nodes_and_resumed_is_bit_equal_to_one_node(
     done = run(alone, SFT, *overrides, "parallel.processes=2")
     assert done.returncode == 0, done.stderr
     steps, weights = result_of(folder)
-    assert [step for step, *_ in steps] == list(range(1, 41))
+    assert [step for step, *_ in steps] == list(range(1, STEPS + 1))
     assert (steps, weights) == result_of(alone)
-
-
-def test_a_signal_to_one_launcher_stops_all(folder: Path) -> None:
-    with two_nodes(folder, QUICK, ENDLESS) as launchers:
-        wait_for(folder / SFT / "metrics.jsonl", launchers)
-        launchers[1].send_signal(signal.SIGUSR1)
-        for launcher in launchers:
-            code, errors = ended(launcher)
-            assert code == 75, errors
 
 
 def test_a_killed_rank_ends_both_nodes_and_its_own_is_named(folder: Path, tmp_path: Path) -> None:
@@ -115,15 +115,17 @@ def test_a_killed_rank_ends_both_nodes_and_its_own_is_named(folder: Path, tmp_pa
     assert blamed.read_text() == f"node2 rank 1 (pid {victim.pid}) was killed by SIGKILL\n"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "begun"), [(0, True), (1, False)])
 def test_a_killed_launcher_takes_its_ranks_along_and_is_named(
-    folder: Path, tmp_path: Path, victim: int
+    folder: Path, tmp_path: Path, victim: int, begun: bool
 ) -> None:
+    """Host 0, which keeps the store, in the training; host 1 while its rank starts."""
     blamed = tmp_path / "failed"
     overrides = (QUICK, ENDLESS, "parallel.dead_after_seconds=6")
     with two_nodes(folder, *overrides, blamed=blamed) as launchers:
-        wait_for(folder / SFT / "metrics.jsonl", launchers)
-        (orphan,) = ranks_of(launchers[victim])
+        if begun:
+            wait_for(folder / SFT / "metrics.jsonl", launchers)
+        (orphan,) = wait_for_ranks(launchers)[victim]
         launchers[victim].send_signal(signal.SIGKILL)
         code, errors = ended(launchers[1 - victim])
         assert code == 1
@@ -132,17 +134,18 @@ def test_a_killed_launcher_takes_its_ranks_along_and_is_named(
     assert [line.split()[0] for line in blamed.read_text().splitlines()] == [NAMES[victim]]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_node_that_never_comes_is_named_in_time(folder: Path, rank: int) -> None:
-    place = ["--nodes", "2", "--node-rank", str(rank), "--meet", f"127.0.0.1:{free_port()}"]
-    launcher = start(
-        [*stage(folder, SFT, "cluster.meet_seconds=2"), *place, "--processes", "1"], NAMES[rank]
-    )
-    code, errors = ended(launcher)
+def test_a_node_that_never_comes_is_named_in_time_and_reported(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = ["--nodes", "2", "--node-rank", "0", "--meet", f"127.0.0.1:{free_port()}"]
+    command = [*stage(folder, SFT, "cluster.meet_seconds=2"), *place, "--processes", "1"]
+    listed = {"SLURM_STEP_NODELIST": "node[1-2]"}
+    code, errors = ended(start(command, NAMES[0], tmp_path / "failed", listed))
     assert code == 1
-    assert f"host {1 - rank} of 2 did not come to 127.0.0.1:" in errors, errors
+    assert "host 1 (node2) of 2 did not come to 127.0.0.1:" in errors, errors
     assert "within 2 s (cluster.meet_seconds)" in errors
     assert "Traceback" not in errors
+    assert (tmp_path / "failed").read_text().startswith("node2 host 1 of 2 did not come to ")
 
 
 def test_a_rank_that_fails_by_itself_ends_the_other_node_with_its_code(folder: Path) -> None:

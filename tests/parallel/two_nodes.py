@@ -39,9 +39,14 @@ def stage(folder: Path, name: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "megatron_vr", "stage", str(TOY), name, *own]
 
 
-def start(command: list[str], node: str, blamed: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    command: list[str],
+    node: str,
+    blamed: Path | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     """A launcher on the virtual node `node`, which may report nodes in the file `blamed`."""
-    own = {"SLURMD_NODENAME": node}
+    own = {"SLURMD_NODENAME": node, **variables}
     return subprocess.Popen(
         command,
         env=environment() | own | ({"MEGATRON_VR_FAILED_NODES": str(blamed)} if blamed else {}),
@@ -85,6 +90,15 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
         return [child for child in children if "RANK" in child.environ()]
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return []
+
+
+def wait_for_ranks(launchers: list[subprocess.Popen[str]]) -> list[list[psutil.Process]]:
+    """The ranks of each launcher, once all have one."""
+    deadline = time.monotonic() + BOUND_SECONDS
+    while not all(ranks := [ranks_of(launcher) for launcher in launchers]):
+        assert time.monotonic() < deadline, "no ranks"
+        time.sleep(0.05)
+    return ranks
 
 
 def wait_for(file: Path, launchers: list[subprocess.Popen[str]]) -> None:

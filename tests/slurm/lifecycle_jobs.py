@@ -51,12 +51,13 @@ class Trial:
         serve: str = "exit 1",
         nodes: int = 2,
         time: str = "60",
+        memory: str | None = "500M",
         flags: Sequence[str] = (),
         site: SiteSettings | None = None,
     ) -> None:
         self.cluster = cluster
         self.files = RunFiles(folder / "a run")
-        shape = Shape(nodes, 1, 1, 2, "500M", time, None, tuple(flags))
+        shape = Shape(nodes, 1, 1, 2, memory, time, None, tuple(flags))
         self.job = Job("iteration-1/train", "train", kind, shape, (), folder / "a model")
         self._events = folder / "events"
         command = folder / "fake"

@@ -71,6 +71,10 @@ class Run:
         found: dict[str, object] = next(row for row in rows if row["stage"] == name)
         return found
 
+    def marked(self) -> set[str]:
+        """The state folders of jobs that do not start again."""
+        return {mark.parent.name for mark in self.files.folder.glob("state/*/cancelled")}
+
     def ended(self, *words: str) -> dict[str, int]:
         told = self.call("cancel", "--json", *words)
         assert told.exit_code == 0, told.output
@@ -99,6 +103,10 @@ def test_a_run_is_cancelled_with_all_its_jobs_and_no_others(run: Run, tmp_path: 
 
     assert run.ended() == {SFT: first, EXPORT: second, EVALUATE: third}
     assert run.files.cancelled.exists()
+    # These outlive the next `submit`, which ends the mark of the whole run.
+    assert run.marked() == {f"iteration-0.sft-{first}", f"iteration-0.export-policy-{second}"} | {
+        f"iteration-0.evaluate-{third}"
+    }
     run.cluster.wait_until(lambda: run.states()[SFT] == "cancelled")
     assert run.states()[EXPORT] == "cancelled"
     assert run.ended() == {}
@@ -111,6 +119,7 @@ def test_one_stage_is_cancelled_alone_and_the_run_may_go_on(run: Run) -> None:
     first, second = run.submit(SFT), run.submit("iteration-1/posterior")
     assert run.ended("--stage", "sft") == {SFT: first}
     assert not run.files.cancelled.exists()
+    assert run.marked() == {f"iteration-0.sft-{first}"}
     assert run.slurm.jobs([second])[second].alive
     assert run.ended("--stage", "iteration-1/posterior") == {"iteration-1/posterior": second}
 

@@ -21,7 +21,7 @@ def test_a_job_near_its_time_limit_saves_starts_again_and_finishes(
     slurm: Cluster, tmp_path: Path
 ) -> None:
     # One node saves for longer than Slurm waits with SIGKILL (KillWait=5).
-    stage = "((starts > 0)) && exit 0; until_term 75 $((SLURM_NODEID * 8))"
+    stage = "((starts > 0)) && exit 0; until_term 75 $((SLURM_NODEID * 6))"
     trial = Trial(slurm, tmp_path, stage, "cluster.save_seconds=50", time="1")
     assert trial.end() == "COMPLETED"
     assert len(trial.noted(r"^0 node\d stage saved")) == 2
@@ -54,14 +54,61 @@ def test_a_job_that_scancel_ends_stays_ended(slurm: Cluster, tmp_path: Path) -> 
     assert trial.shown("Restarts") == "0"
 
 
-def test_no_job_of_a_cancelled_run_starts_again(slurm: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_run", [True, False])
+def test_no_cancelled_job_starts_again(slurm: Cluster, tmp_path: Path, whole_run: bool) -> None:
     trial = Trial(slurm, tmp_path, "until_term 75")
     trial.wait_for("ready", 2)
-    trial.files.cancelled.touch()
+    files = trial.files
+    mark = files.cancelled if whole_run else files.cancelled_job(trial.job.name, trial.id)
+    mark.touch()
     trial.tell("USR1")
     assert trial.end() == "FAILED"
-    assert "after the run was cancelled" in trial.last_words
+    assert "after it was cancelled" in trial.last_words
     assert trial.shown("Restarts") == "0"
+
+
+def faulty(folder: Path, program: str, fault: str) -> SiteSettings:
+    """A site where `program` of Slurm's is itself after the lines `fault`, and no pause is long."""
+    path = folder / "bin" / program
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/bash\n{fault}\nexec "$(PATH=$REAL_PATH; type -P {program})" "$@"\n')
+    path.chmod(0o755)
+    brief = "sleep() { command sleep 0.1; }"
+    return SiteSettings(setup=f"export REAL_PATH=$PATH PATH={path.parent}:$PATH\n{brief}")
+
+
+def test_a_job_that_was_cancelled_between_two_attempts_to_requeue_it_stays_ended(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    fault = (
+        f"echo $1 >> {tmp_path}/asked\n"
+        f"if [[ $1 == requeue && ! -e {tmp_path}/tried ]]; then\n"
+        f"    touch {tmp_path}/tried; scancel $SLURM_JOB_ID; exit 1\n"
+        "fi"
+    )
+    site = faulty(tmp_path, "scontrol", fault)
+    trial = Trial(slurm, tmp_path, "exit 75", kind="cpu", nodes=1, site=site)
+    slurm.wait_until((tmp_path / "tried").exists)
+    slurm.wait_until(lambda: "Slurm itself ends this job" in trial.log, 20)
+    assert trial.end() == "CANCELLED"
+    assert (tmp_path / "asked").read_text().split().count("requeue") == 1
+    assert trial.shown("Restarts") == "0"
+
+
+def test_a_job_that_saved_waits_for_an_absent_controller_and_starts_again(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    # More often than anything else is tried.
+    fault = (
+        f"echo >> {tmp_path}/asked; (($(wc -l < {tmp_path}/asked) > 12)) || "
+        '{ echo "squeue: error: Unable to contact slurm controller" >&2; exit 1; }'
+    )
+    site = faulty(tmp_path, "squeue", fault)
+    stage = "((starts > 0)) && exit 0; exit 75"
+    trial = Trial(slurm, tmp_path, stage, kind="cpu", nodes=1, site=site)
+    assert trial.end() == "COMPLETED"
+    assert trial.log.count("Slurm does not answer: squeue: error: Unable to contact") == 12
+    assert trial.shown("Restarts") == "1"
 
 
 def test_a_failing_job_keeps_its_exit_code_and_names_its_nodes_and_log(
@@ -165,8 +212,12 @@ SERVES = "until_term 0"
 
 def test_servers_run_on_each_node_until_their_client_ends(slurm: Cluster, tmp_path: Path) -> None:
     client = "while (($(grep -c 'serve ready' {}) < 2)); do sleep 0.1; done; note done; exit 0"
-    trial = Trial(slurm, tmp_path, client.format(tmp_path / "events"), kind="served", serve=SERVES)
+    client = client.format(tmp_path / "events")
+    site = SiteSettings(exclusive=True)
+    trial = Trial(slurm, tmp_path, client, kind="served", serve=SERVES, site=site, memory=None)
     assert trial.end() == "COMPLETED"
+    # Of whole nodes, all the memory and all the cores.
+    assert "mem=125G" in trial.shown("TRES") and "cpu=64" in trial.shown("TRES")
     assert len({event.split()[1] for event in trial.noted("serve ready")}) == 2
     assert len(trial.noted("serve saved")) == 2
     events = trial.events
@@ -231,7 +282,7 @@ def test_a_container_gets_its_folders_the_environment_and_the_servers_key(
         assert file.is_dir() or min(keys) not in file.read_text()
     run = trial.files.run
     mounts = f"--bind {run}:{run} --bind {tmp_path}:{tmp_path} --bind /data:/d"
-    wanted = f"exec --nv --pwd {tmp_path} {mounts} image.sif {tmp_path}/fake stage"
+    wanted = f"exec --nv --pwd {tmp_path} {mounts} image.sif env -u RANK "
     assert any(
         line.startswith(wanted) for line in (tmp_path / "apptainer").read_text().splitlines()
     )

@@ -118,7 +118,7 @@ def test_a_requeued_job_counts_its_restarts(slurm: Cluster, client: Slurm, tmp_p
 
 
 def test_the_shape_of_the_job_one_sits_in_is_not_handed_on(slurm: Cluster, tmp_path: Path) -> None:
-    inside = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "123", "SBATCH_JOB_NAME": "kept"}
+    inside = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "123", "GREETING": "kept"}
     filters = {"SQUEUE_STATES": "FAILED", "SLURM_TIME_FORMAT": "relative"}
     client = Slurm({**slurm.environment, **inside, **filters})
     number = client.submit(script(tmp_path, f"env > {tmp_path}/env"))
@@ -127,7 +127,20 @@ def test_the_shape_of_the_job_one_sits_in_is_not_handed_on(slurm: Cluster, tmp_p
     assert "SLURM_MEM_PER_NODE=123" not in job
     assert not any(line.startswith("SLURM_TIME_FORMAT") for line in job)
     assert f"SLURM_JOB_ID={number}" in job
-    assert "SLURM_JOB_NAME=kept" in job
+    assert "GREETING=kept" in job
+
+
+def test_variables_of_the_shell_change_nothing_that_a_script_asks_for(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    shell = {"SBATCH_TIMELIMIT": "7", "SBATCH_JOB_NAME": "other", "SBATCH_PARTITION": "nowhere"}
+    client = Slurm({**slurm.environment, **shell})
+    asked = script(tmp_path, "true", "--time=33", "--job-name=own", "--begin=now+3600")
+    assert "in partition main" in client.test(asked)
+    number = client.submit(asked)
+    state = client.jobs([number])[number]
+    client.cancel([number])
+    assert (state.name, state.limit_seconds) == ("own", 33 * 60)
 
 
 def test_a_dead_controller_is_one_clear_error(own_slurm: Cluster, tmp_path: Path) -> None:

@@ -90,13 +90,22 @@ def _of_run(asked: Asked) -> tuple[str, EvaluateSettings, Path]:
             f"{asked.target} says which model and how; leave --config, --base and --tokenizer out, "
             "and give settings as overrides"
         )
-    own = [word for word in asked.overrides if word.partition("=")[0].split(".")[0] in OWN]
+    own = [word for word in asked.overrides if _is_own(word)]
     of_run = [word for word in asked.overrides if word not in own]
     iteration = 1 if asked.iteration is None else asked.iteration
     arm = asked.arm or MAIN_ARM
     folder, settings, out = model_of_run(Path(asked.target), of_run, iteration, arm)
     settings = load_as(EvaluateSettings, None, own, base=settings)
     return str(folder), settings, asked.out or out
+
+
+def _is_own(word: str) -> bool:
+    """Whether an override is of the evaluation. `data` is a folder there, and a section of a run's
+    settings."""
+    key, _, value = word.partition("=")
+    if key == "data":
+        return not value.lstrip().startswith("{")
+    return key.split(".")[0] in OWN
 
 
 def _told(

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_vr.cluster.planner.case import Case
 from megatron_vr.cluster.planner.disk import Disk
 from megatron_vr.cluster.planner.hardware import GIB, Device
+from megatron_vr.cluster.planner.host import HostMemory
 from megatron_vr.cluster.planner.lengths import PlanAssumptions
 from megatron_vr.cluster.planner.memory import Memory
 from megatron_vr.cluster.planner.search import Candidate
@@ -21,14 +22,14 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
 @dataclass(frozen=True)
 class Fit:
     """Memory of one training or of scoring on each GPU; `largest` micro_batch_tokens that fit (of
-    trainings), `host_bytes` that a node needs for a checkpoint's copy."""
+    trainings), and a node's own memory at their saves."""
 
     name: str
     case: Case
     memory: Memory
     limit: int
     largest: int | None
-    host_bytes: int | None
+    host: HostMemory | None
 
     @property
     def fits(self) -> bool:
@@ -72,6 +73,9 @@ class Report:
         """Why the run would not get through; empty where it fits."""
         found = [] if self.layout_fault is None else [self.layout_fault]
         found += [f"{fit.name}: {fit.verdict}" for fit in self.fits if not fit.fits]
+        found += [
+            f"{fit.name}: {fit.host.fault}" for fit in self.fits if fit.host and fit.host.fault
+        ]
         return found + [f"{one.name}: {one.fault}" for one in self.estimates if one.fault]
 
     @property
@@ -136,7 +140,8 @@ def _fit(fit: Fit) -> dict[str, Any]:
         "moment": fit.memory.moment,
         "micro_batch_tokens": fit.case.micro_batch_tokens,
         "largest_micro_batch_tokens": fit.largest,
-        "host_bytes_per_node": fit.host_bytes,
+        "host_bytes_per_node": None if fit.host is None else fit.host.needed,
+        "host_memory_asked": None if fit.host is None else fit.host.asked,
     }
 
 

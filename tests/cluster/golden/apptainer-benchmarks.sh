@@ -52,7 +52,7 @@ export APPTAINER_CACHEDIR=$HOME/.apptainer-cache
 # ---- The work -----------------------------------------------------------------------------------
 
 settings='/scratch/ada/runs/my 32b/slurm/settings.yaml'
-megatron_vr=(apptainer exec --nv --pwd /home/ada/work --bind '/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b' --bind /home/ada/work:/home/ada/work --bind /shared/models:/shared/models --writable-tmpfs /shared/images/megatron-vr.sif megatron-vr)
+megatron_vr=(apptainer exec --nv --pwd /home/ada/work --bind '/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b' --bind /home/ada/work:/home/ada/work --bind /shared/models:/shared/models --writable-tmpfs /shared/images/megatron-vr.sif env -u RANK -u LOCAL_RANK -u WORLD_SIZE -u LOCAL_WORLD_SIZE -u GROUP_RANK -u MASTER_ADDR -u MASTER_PORT megatron-vr)
 # How each command is started. One that saved and left does not end the others, and none waits for
 # ever for one that died.
 srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-node=1
@@ -63,7 +63,8 @@ srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-nod
 work() {
     "${srun[@]}" --job-name=work --nodes=1 --ntasks=1 \
         "${megatron_vr[@]}" evaluate "$settings" \
-        --benchmarks aime24,math500 --iteration 1 &
+        --benchmarks aime24,math500 --iteration 1 \
+        'data=/scratch/ada/runs/my 32b/slurm/benchmarks' &
     code_of $!
 }
 
@@ -74,6 +75,7 @@ log='/scratch/ada/runs/my 32b/slurm/logs/benchmarks'-$SLURM_JOB_ID.log
 cancelled='/scratch/ada/runs/my 32b/slurm/cancelled'
 starts=${SLURM_RESTART_COUNT:-0}  # without the first
 restarts=20
+limit=86400  # 0: none
 failed_nodes=2
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first_node=${nodes%%$'\n'*}
@@ -88,13 +90,16 @@ fail() {
     exit "$1"
 }
 
+# SECONDS; a signal ends it early.
+pause() { sleep "$1" & wait $!; }
+
 # COMMAND…: until it works, for some minutes; the controller may be busy or restarting.
 persist() {
     local try
     for try in 1 2 3 4 5 6 7 8; do
         "$@" && return
         say "failed (attempt $try): $*" >&2
-        sleep $((try * 5)) & wait $!
+        pause $((try * 5))
     done
     return 1
 }
@@ -157,7 +162,7 @@ one_ended() {
     local pid
     while true; do
         for pid in "$@"; do kill -0 "$pid" 2> /dev/null || return 0; done
-        sleep 1 & wait $!
+        pause 1
     done
 }
 
@@ -192,12 +197,59 @@ exclude() {
     scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$(paste -sd, "$state/excluded")"
 }
 
+# `megatron-vr cancel` marks the run, or single jobs of it.
+is_cancelled() { [[ -e $cancelled || -e $state/cancelled ]]; }
+
+# Slurm's word for this job into `now`: RUNNING, unless Slurm itself ends it. Fails, and `now` is
+# unknown, where Slurm does not answer.
+ask() {
+    local told
+    if told=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>&1); then
+        now=${told##*$'\n'}
+    elif [[ $told == *"Invalid job id"* ]]; then
+        now=
+    else
+        now=unknown
+        say "Slurm does not answer: ${told//$'\n'/; }" >&2
+        return 1
+    fi
+}
+
+# TIMES: asks so often (0: for ever) until Slurm answers, or the time limit is near. While the
+# controller is away nobody else can have the nodes.
+await() {
+    local try
+    for ((try = 1; $1 == 0 || try <= $1; try++)); do
+        ask && return
+        ((limit && SECONDS > limit - 30)) && return
+        pause $((try < 4 ? try * 5 : 20))
+    done
+}
+
+# CODE: where Slurm itself ends this job, or starts it again, nothing is left to do here.
+leave_to_slurm() {
+    [[ $now == RUNNING || $now == unknown ]] && return
+    say "Slurm itself ends this job (${now:-gone}), or starts it again; exit code $1"
+    read_failed_nodes
+    [[ -s $state/excluded ]] && exclude
+    exit "$1"
+}
+
 # REASON: the same job once more, without the excluded nodes. As long as this script runs, Slurm
 # does not start it.
 again() {
+    local refused=0
     ((starts < restarts)) || fail 75 "$1, and has started again $starts times, as often as cluster.restarts allows; what it saved is kept"
     trap '' USR1 TERM
-    persist scontrol requeue "$SLURM_JOB_ID" || fail 1 "$1, but Slurm does not let it start again"
+    while true; do
+        # Each time: Slurm would requeue even a job that was cancelled a moment ago.
+        await 0
+        leave_to_slurm 75
+        is_cancelled && fail 75 "$1, and was cancelled"
+        scontrol requeue "$SLURM_JOB_ID" && break
+        ((++refused < 8)) || fail 1 "$1, but Slurm does not let it start again"
+        pause $((1 << refused))
+    done
     [[ -s $state/excluded ]] && persist exclude
     sleep 1  # what Slurm says of it comes first
     say "$1; it starts again ($((starts + 1)) of $restarts times)"
@@ -206,23 +258,23 @@ again() {
 
 # CODE: the end of the work, whose exit code this is.
 finish() {
-    local code=$1 now
+    local code=$1
     told
     [[ -n $watcher ]] && kill -KILL "$watcher" 2> /dev/null
     ((code == 0)) && { say "done"; exit 0; }
-    now=$(persist squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-    if [[ $now != RUNNING ]]; then
-        say "Slurm itself ends this job (${now:-gone}), or starts it again; exit code $code"
-        read_failed_nodes && exclude
-        exit "$code"
+    # 143: ended by SIGTERM before it could handle it.
+    if ((code == 75 || code == 143)) || [[ -s $MEGATRON_VR_FAILED_NODES ]]; then
+        await 0
+    else
+        await 8
     fi
-    [[ -e $cancelled ]] && fail "$code" "ended with exit code $code after the run was cancelled"
+    leave_to_slurm "$code"
+    is_cancelled && fail "$code" "ended with exit code $code after it was cancelled"
     if read_failed_nodes; then
         (($(wc -l < "$state/excluded") <= failed_nodes)) ||
             fail "$code" "lost more nodes ($(paste -sd' ' "$state/excluded")) than cluster.failed_nodes=$failed_nodes allows"
         again "without node $(paste -sd" " "$state/excluded"), which failed"
     fi
-    # 143: ended by SIGTERM before it could handle it.
     ((code == 75 || code == 143)) && again "saved and stopped (${asked:-it was told to})"
     fail "$code" "failed with exit code $code"
 }
@@ -231,7 +283,7 @@ begin() {
     mkdir -p "$state" || fail 1 "cannot write to $state"
     touch "$state/excluded"
     export MEGATRON_VR_FAILED_NODES=$state/failed-nodes-$starts
-    [[ -e $cancelled ]] && fail 1 "does not start: the run was cancelled"
+    is_cancelled && fail 1 "does not start: it was cancelled"
     ((starts <= restarts)) || fail 1 "was started again $starts times, more than cluster.restarts=$restarts allows"
     # Slurm 22.05 forgets the GPUs of a job if a node goes down while it is being requeued.
     [[ -z ${SLURM_GPUS_ON_NODE:-} && -e $state/had-gpus ]] && again "Slurm gave it no GPUs this time"

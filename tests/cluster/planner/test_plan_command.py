@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_told_with_layouts_that_do(big: Path) -> None:
 
 def test_a_snippet_pasted_into_the_settings_fits(big: Path, tmp_path: Path) -> None:
     report = planned(big, "--search")
-    best = report["layouts"][0]
+    best = next(one for one in report["layouts"] if not one["fp8"])
     shown = called(big, "--search").stdout
     pasted = yaml.safe_load(shown[shown.index("parallel: {") :].split("\n\n")[0])
     content = yaml.safe_load(big.read_text())
@@ -146,6 +146,62 @@ def test_a_snippet_pasted_into_the_settings_fits(big: Path, tmp_path: Path) -> N
     assert train["seconds"] == pytest.approx(best["step_seconds"])
     memory = {fit["name"]: fit["total"] for fit in again["memory"]}
     assert memory["train"] == best["bytes"]
+
+
+def table_of(shown: str, title: str) -> list[str]:
+    """The rows of a table of layouts: what stands between two rules and empty lines."""
+    lines = iter(shown.splitlines())
+    assert any(line.strip().startswith(title) for line in lines), shown
+    rows: list[str] = []
+    for line in lines:
+        if not line.strip():
+            if rows:
+                break
+        elif line.split()[0].isdecimal():
+            rows.append(line)
+    return rows
+
+
+def test_layouts_without_fp8_are_shown_first_and_those_with_it_beside_them(big: Path) -> None:
+    shown = called(big, "--search").stdout
+    plain = table_of(shown, "layouts of `train` that fit without FP8")
+    fp8 = table_of(shown, "layouts of `train` that fit with FP8")
+    assert (len(plain), len(fp8)) == (10, 5)
+    assert shown.index("# the fastest without FP8") < shown.index("# the fastest with FP8")
+    snippets = [part.split("\n\n")[0] for part in shown.split("# the fastest ")[1:]]
+    assert [yaml.safe_load("#" + part)["model"]["fp8"] for part in snippets] == [None, "tensorwise"]
+
+
+@pytest.mark.parametrize("words", [["--device", "a100"], ["model.spec=plain"]])
+def test_no_fp8_is_shown_where_device_or_settings_have_none(big: Path, words: list[str]) -> None:
+    shown = called(big, "--search", *words).stdout
+    assert table_of(shown, "layouts of `train` that fit without FP8")
+    assert "with FP8" not in shown
+
+
+def test_a_node_needs_the_memory_that_a_save_takes(big: Path) -> None:
+    """Main weights and moments, 12 bytes, of what the ranks of a node hold: at tensor 8, pipeline
+    2, half of 32.8 · 10⁹ parameters, and more while they are gathered."""
+    (needed,) = {
+        fit["host_bytes_per_node"] for fit in planned(big)["memory"] if fit["name"] == "train"
+    }
+    assert needed > 12 * 32.76e9 / 2
+    gib = needed // 2**30
+    for memory in ("0", f"{gib + 1}G", f"{(gib + 1) * 1024}"):
+        assert planned(big, f"cluster.train.memory='{memory}'")["fits"] is True
+    report = planned(big, f"cluster.train.memory={gib - 1}G", code=1)
+    told = [fault for fault in report["faults"] if "a save takes" in fault]
+    assert [fault.split(":")[0] for fault in told] == ["sft", "posterior", "train"]
+    assert f"{gib - 1}G" in told[0]
+
+
+def test_jobs_that_ask_for_no_memory_are_told_of(big: Path) -> None:
+    unset = "cluster.train.memory=null"
+    assert "sft, posterior, train: no `memory` is asked for" in called(big, unset).stdout
+    assert "no `memory`" not in called(big, "cluster.train.memory='0'").stdout
+    assert "no `memory`" not in called(big, unset, "cluster.train.flags=[--mem-per-gpu=90G]").stdout
+    one = called(big, unset, "cluster.stages={train: {memory: '0'}}").stdout
+    assert "sft, posterior: no `memory` is asked for" in one
 
 
 def test_a_layout_that_is_none_on_these_nodes_is_refused_or_replaced(big: Path) -> None:
@@ -202,6 +258,7 @@ def test_a_short_limit_restarts_a_job_and_too_short_a_one_fails_it(big: Path) ->
         (["--device", "a100", "model.fp8=tensorwise"], "computes no FP8"),
         (["model.path=some/model"], "give a folder with its config.json"),
         (["cluster.train.gpus=0"], "asks for no GPUs"),
+        (["cluster.train.memory=much"], "'much', which Slurm does not read"),
         (["problems.train=[{kind: dataset, name: a/b}]"], "--assume train_questions=N"),
     ],
 )
