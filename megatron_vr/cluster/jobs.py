@@ -11,7 +11,6 @@ from typing import Final
 from megatron_vr.algorithm.context import model_folder
 from megatron_vr.algorithm.plan import SAMPLING_STAGES, Node, Plan
 from megatron_vr.cluster.job import Job, Kind, Shape
-from megatron_vr.cluster.planner.limits import slurm_seconds
 from megatron_vr.config.cluster_settings import ClusterSettings, JobSettings
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings
@@ -86,12 +85,6 @@ def _shape(stage: str, label: str, kind: Kind, cluster: ClusterSettings) -> Shap
     if kind in ("cpu", BENCHMARKS):
         asked["nodes"] = 1
     asked["processes"] = asked["processes"] or max(1, asked["gpus"])
-    if slurm_seconds(asked["time"]) <= cluster.save_seconds:
-        raise SettingsError(
-            f"jobs of {label} end after {asked['time']} (cluster…time), and are told to save "
-            f"cluster.save_seconds={cluster.save_seconds} before that: give them longer, or save "
-            "later"
-        )
     return Shape(**asked)
 
 

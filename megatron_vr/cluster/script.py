@@ -20,6 +20,7 @@ from jinja2 import (
 )
 
 from megatron_vr.cluster.job import Job, RunFiles
+from megatron_vr.cluster.planner.limits import slurm_seconds
 from megatron_vr.cluster.script_parts import (
     LAUNCHED,
     Rendered,
@@ -27,7 +28,6 @@ from megatron_vr.cluster.script_parts import (
     command,
     defaults,
     options,
-    seconds_of,
     srun_flags,
 )
 from megatron_vr.config.settings import Settings
@@ -79,7 +79,7 @@ def render(
         "command": command(of),
         "api_key": servers.api_key_variable,
         "replicas": servers.launch.replicas if servers.launch else 1,
-        "limit_seconds": seconds_of(job.shape.time),
+        "limit_seconds": slurm_seconds(job.shape.time),
         "hang_seconds": HANG_SECONDS,
         "wait_seconds": max(WAIT_SECONDS, cluster.save_seconds),
         "iteration": settings.run.iterations,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_vr.cluster.job import Job, RunFiles
+from megatron_vr.cluster.planner.limits import slurm_seconds
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
 from megatron_vr.errors import SettingsError
@@ -61,7 +62,7 @@ def check(of: Rendered) -> None:
             f"cluster.save_seconds is {cluster.save_seconds}; Slurm's largest is "
             f"{LARGEST_SAVE_SECONDS}"
         )
-    if 0 < seconds_of(job.shape.time) <= cluster.save_seconds:
+    if 0 < slurm_seconds(job.shape.time) <= cluster.save_seconds:
         raise SettingsError(
             f"{job.name}: with a time limit of {job.shape.time} it would be told to save at once "
             f"(cluster.save_seconds is {cluster.save_seconds}); raise the limit, or lower that"
@@ -71,16 +72,6 @@ def check(of: Rendered) -> None:
 def defaults(job: Job) -> dict[str, str]:
     """Variables that `job` sets where they are not set."""
     return ALWAYS | (WITH_GPUS if job.shape.gpus else {})
-
-
-def seconds_of(time: str) -> int:
-    """A time limit as sbatch reads it (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S), in seconds."""
-    days, dash, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if not dash and len(parts) < 3:
-        parts = [0, *parts]
-    hours, minutes, seconds = (*parts, 0, 0)[:3]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def options(of: Rendered) -> list[str]:
@@ -123,7 +114,12 @@ def options(of: Rendered) -> list[str]:
 
 
 def _memory(of: Rendered) -> str | None:
-    """All of a whole node's, unless the settings say otherwise: Slurm's default is for one core."""
+    """All of a whole node's, unless the settings say otherwise: Slurm's default is for one core.
+
+    None where a flag asks for memory in another way: sbatch takes one of them.
+    """
+    if any(flag.startswith("--mem") for flag in (*of.site.flags, *of.job.shape.flags)):
+        return None
     whole = of.site.exclusive and of.job.shape.gpus > 0
     return "0" if of.job.shape.memory is None and whole else of.job.shape.memory
 

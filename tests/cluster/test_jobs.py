@@ -91,11 +91,6 @@ def test_more_servers_than_gpus_are_refused() -> None:
         jobs_of("engine.kind=vllm", "engine.servers.launch={replicas: 4, gpus: 4}")
 
 
-def test_a_job_that_would_be_told_to_save_before_it_begins_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"jobs of sft end after 15 .*save_seconds=900"):
-        jobs_of("cluster.stages={sft: {time: '15'}}")
-
-
 def test_benchmarks_follow_the_last_policy() -> None:
     job = jobs_of("cluster.benchmarks=[aime24]", "run.iterations=2")["benchmarks"]
     assert job.parents == ("iteration-2/export-policy",)

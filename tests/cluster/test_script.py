@@ -14,7 +14,6 @@ import pytest
 
 from megatron_vr.cluster.job import RunFiles
 from megatron_vr.cluster.script import render
-from megatron_vr.cluster.script_parts import seconds_of
 from megatron_vr.config.site_settings import ContainerSettings, SiteSettings
 from megatron_vr.errors import SettingsError
 from tests.cluster.golden import chain
@@ -174,6 +173,8 @@ def test_all_memory_of_whole_nodes_is_asked_for_unless_the_settings_say_how_much
     whole = SiteSettings(exclusive=True)
     assert "--mem=0" in sbatch_lines(rendered("train", whole, memory=None))
     assert "--mem=90G" in sbatch_lines(rendered("train", whole, memory="90G"))
+    by_gpu = sbatch_lines(rendered("train", whole, memory="0", flags=("--mem-per-gpu=90G",)))
+    assert [line for line in by_gpu if line.startswith("--mem")] == ["--mem-per-gpu=90G"]
     for job, site in (("train", SiteSettings()), ("weigh", whole)):
         lines = sbatch_lines(rendered(job, site, memory=None))
         assert not any(line.startswith("--mem") for line in lines)
@@ -295,21 +296,6 @@ def test_a_job_needs_time_before_it_is_told_to_save() -> None:
     rendered("train", time="15:01")
     with pytest.raises(SettingsError, match="save_seconds is 65536; Slurm's largest is 65535"):
         rendered("train", None, chain.FILES, "cluster.save_seconds=65536")
-
-
-@pytest.mark.parametrize(
-    ("time", "seconds"),
-    [
-        ("90", 5400),
-        ("2:30", 150),
-        ("24:00:00", 86400),
-        ("1-12", 129600),
-        ("1-12:30", 131400),
-        ("1-12:30:05", 131405),
-    ],
-)
-def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int) -> None:
-    assert seconds_of(time) == seconds
 
 
 def test_the_readme_explains_every_key_of_a_site_file() -> None:
