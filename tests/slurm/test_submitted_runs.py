@@ -32,6 +32,15 @@ pytestmark = pytest.mark.timeout(900)
 LONG = ("train.steps=120", "train.optimizer.warmup_steps=4")
 
 
+@pytest.fixture(autouse=True)
+def _no_jobs_left(slurm: Cluster) -> Iterator[None]:
+    """A test that fails must not leave its jobs to the next one."""
+    yield
+    for line in live_jobs(slurm):
+        slurm.run("scancel", line.split()[0])
+    slurm.wait_until(lambda: not live_jobs(slurm), 120)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same run by `megatron-vr run`: two ranks on this host, no Slurm."""
