@@ -221,12 +221,12 @@ def test_a_generation_given_up_ends_at_the_server_too(server: RunningServer) -> 
 def test_the_deadline_stops_with_what_is_finished(server: RunningServer) -> None:
     with (
         FaultyProxy(server.url) as proxy,
-        open_servers(server.kind, [proxy.url], server.model, deadline_minutes=0.05) as engine,
+        open_servers(server.kind, [proxy.url], server.model, deadline_minutes=0.25) as engine,
     ):
         proxy.faults = itertools.chain([passed], itertools.repeat(never))
         stream = engine.stream([[Ask(request, SHORT) for request in _requests(4)]])
         assert next(stream).id
-        with pytest.raises(StageError, match=r"deadline_minutes=0\.05 have passed"):
+        with pytest.raises(StageError, match=r"deadline_minutes=0\.25 have passed"):
             list(stream)
 
 
