@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 
+from megatron_vr.algorithm.alone import nodes_of
 from megatron_vr.algorithm.one_stage import Asked, hosts_of, prepare_stage
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.run import (
@@ -23,7 +24,7 @@ from megatron_vr.algorithm.run import (
     read_results,
 )
 from megatron_vr.config.load import load_settings
-from megatron_vr.errors import Requeue, SettingsError, StageError
+from megatron_vr.errors import Requeue, StageError
 from megatron_vr.evaluation.spread import spread
 from megatron_vr.evaluation.table import print_results
 from megatron_vr.parallel.blame import blaming_this_host
@@ -62,16 +63,7 @@ def run_stage(
 ) -> None:
     """The nodes of one stage of one row in one iteration."""
     prepared = prepare(load_settings(config, overrides), start_over=start_over)
-    if arm not in prepared.plan.rows:
-        rows = ", ".join(prepared.plan.rows)
-        raise SettingsError(f"--arm {arm!r} is no row of this run; rows: {rows}")
-    nodes = prepared.plan.select(stage, iteration, arm)
-    if not nodes:
-        raise SettingsError(
-            f"the row `{arm}` has no stage `{stage}` in iteration {iteration} "
-            f"(run.iterations is {prepared.settings.run.iterations}; `sft` is iteration 0)"
-        )
-    nodes = [*_bases(prepared), *nodes]
+    nodes = nodes_of(prepared, stage, iteration, arm)
     with _stoppable() as interrupt:
         if is_launched():
             _as_rank(prepared, nodes, start_over, interrupt)
@@ -155,10 +147,6 @@ def _run_once(
 
 def _after_problems(prepared: Prepared) -> list[Node]:
     return [node for node in prepared.plan.nodes if node.stage != "problems"]
-
-
-def _bases(prepared: Prepared) -> list[Node]:
-    return [node for node in prepared.plan.nodes if node.stage == "base"]
 
 
 def _work_or_launch(

@@ -29,8 +29,7 @@ def prepare_alone(settings: Settings, *, start_over: bool = False) -> Prepared:
     check_model(settings, layout_of(settings).model_ranks)
     plan = make_plan(settings, digests(settings))
     if not start_over:
-        for node in plan.nodes:
-            node.folder.check()
+        plan.check()
     return Prepared(settings, 1, plan)
 
 

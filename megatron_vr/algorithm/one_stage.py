@@ -54,7 +54,7 @@ def prepare_stage(settings: Settings, asked: Asked) -> OneStage:
     folder was made under other settings.
     """
     plan = make_plan(settings, digests(settings))
-    node = find_node(plan, settings.run.folder, asked.name)
+    node = find_node(plan, asked.name)
     if asked.servers is not None:
         node = with_servers(node, asked.servers)
     check_hosts(asked.hosts)
@@ -72,9 +72,9 @@ def prepare_stage(settings: Settings, asked: Asked) -> OneStage:
     return OneStage(Prepared(settings, world or 1, plan), node, processes)
 
 
-def find_node(plan: Plan, run: Path, name: str) -> Node:
-    """The node whose folder within `run` is `name`. Raises SettingsError where there is none."""
-    known = {node.path.relative_to(run).as_posix(): node for node in plan.nodes}
+def find_node(plan: Plan, name: str) -> Node:
+    """The node that is called `name`. Raises SettingsError where there is none."""
+    known = {node.name: node for node in plan.nodes}
     found = known.get(name.strip("/"))
     if found is None:
         raise SettingsError(

@@ -53,6 +53,11 @@ class Node:
         return self.folder.path
 
     @property
+    def name(self) -> str:
+        """How it is called in its run: by its folder in the run's, as in `iteration-1/train`."""
+        return self.path.relative_to(self.settings.run.folder).as_posix()
+
+    @property
     def is_served(self) -> bool:
         """Whether rollout servers do its work, and one process is their client."""
         return self.stage in SAMPLING_STAGES and self.settings.engine.kind != "embedded"
@@ -64,6 +69,11 @@ class Plan:
 
     nodes: tuple[Node, ...]
     rows: Mapping[str, Node]
+
+    def check(self) -> None:
+        """Raise StageError where a node's folder was made under other settings."""
+        for node in self.nodes:
+            node.folder.check()
 
     def select(self, stage: str, iteration: int, arm: str) -> list[Node]:
         """The nodes of `stage` in `iteration` that the row `arm` needs."""

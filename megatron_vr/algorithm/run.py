@@ -54,8 +54,7 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
     check_model(settings, processes)
     plan = make_plan(settings, digests(settings))
     if not start_over:
-        for node in plan.nodes:
-            node.folder.check()
+        plan.check()
     return Prepared(settings, processes, plan)
 
 

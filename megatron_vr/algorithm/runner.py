@@ -66,12 +66,11 @@ def _stage(node: Node, context: Context) -> Finished:
 
 def check_inputs(node: Node) -> None:
     """Raise StageError where a stage that `node` reads from is not done."""
-    run = node.settings.run.folder
     for source in node.inputs.values():
         if not source.folder.done:
-            name = source.path.relative_to(run).as_posix()
+            name = source.name
             raise StageError(
-                f"{node.path.relative_to(run).as_posix()} needs {name}, which is not done: run "
+                f"{node.name} needs {name}, which is not done: run "
                 f"`megatron-vr stage CONFIG {name}` first, or `megatron-vr run CONFIG`"
             )
 

@@ -43,7 +43,7 @@ def cancel(run: Path, stages: Sequence[str], slurm: Slurm) -> list[Ended]:
         )
     if not stages:
         write_durably(watched.files.cancelled, MARK)
-    ended = [Ended(name, job) for name, job in live_jobs(watched, slurm) if name in chosen]
+    ended = [Ended(name, job) for name, job in live_jobs(watched.files, slurm) if name in chosen]
     for one in ended:
         mark = watched.files.cancelled_job(one.stage, one.job.id)
         mark.parent.mkdir(parents=True, exist_ok=True)

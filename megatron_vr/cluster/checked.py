@@ -9,7 +9,6 @@ from megatron_vr.algorithm.check_model import architecture_of, check_architectur
 from megatron_vr.algorithm.context import model_folder
 from megatron_vr.algorithm.plan import Node, Plan
 from megatron_vr.cluster.job import Job
-from megatron_vr.cluster.jobs import node_name
 from megatron_vr.config.checks import check_settings
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
@@ -23,7 +22,7 @@ def check_jobs(
 ) -> None:
     """Raise SettingsError, with a line for each conflict, where a job's processes do not fit the
     layout, the model or each other, or need what is not `installed_here`, where jobs run it."""
-    nodes = {node_name(node, settings.run.folder): node for node in plan.nodes}
+    nodes = {node.name: node for node in plan.nodes}
     architecture = _architecture(plan, settings)
     faults: dict[str, None] = {}
     for job in jobs:
@@ -56,7 +55,7 @@ def check_programs(plan: Plan, jobs: Sequence[Job], settings: Settings) -> None:
 
     Servers start days after the first job; jobs see the files that this host sees.
     """
-    nodes = {node_name(node, settings.run.folder): node for node in plan.nodes}
+    nodes = {node.name: node for node in plan.nodes}
     for job in jobs:
         engine = (nodes[job.name].settings if job.name in nodes else settings).engine
         launch = engine.servers.launch

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from megatron_vr.algorithm.benchmarking.of_run import results_of
 from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.plan import Plan
 from megatron_vr.algorithm.run import RESULTS
-from megatron_vr.cluster.jobs import BENCHMARKS, node_name
+from megatron_vr.cluster.jobs import BENCHMARKS
 from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings
 from megatron_vr.traces.store import DONE
@@ -13,13 +14,12 @@ from megatron_vr.traces.store import DONE
 
 def done_jobs(plan: Plan, settings: Settings) -> set[str]:
     """Names of the jobs whose stage is done under these very settings."""
-    run = settings.run.folder
-    done = {node_name(node, run) for node in plan.nodes if node.folder.done}
+    done = {node.name for node in plan.nodes if node.folder.done}
     return done | ({BENCHMARKS} if _has_benchmarks(settings) else set())
 
 
 def _has_benchmarks(settings: Settings) -> bool:
-    out = settings.run.folder / "evaluations" / f"{MAIN_ARM}-{settings.run.iterations}"
+    out = results_of(settings.run.folder, MAIN_ARM, settings.run.iterations)
     if not (out / RESULTS).exists():
         return False
     wanted = chosen_benchmarks(settings.cluster.benchmarks)

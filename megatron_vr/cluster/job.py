@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +51,11 @@ class RunFiles:
     """Where a run keeps what belongs to its jobs: `RUN/slurm`."""
 
     run: Path
+
+    @staticmethod
+    def of(run: Path) -> RunFiles:
+        """Those of the run in `run`, from wherever it is called and also with `..` in it."""
+        return RunFiles(Path(os.path.abspath(run)))
 
     @property
     def folder(self) -> Path:

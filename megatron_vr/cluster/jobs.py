@@ -41,27 +41,22 @@ def make_jobs(plan: Plan, settings: Settings) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-def node_name(node: Node, run: Path) -> str:
-    """How `node` is called in the run whose folder is `run`: by its own folder in it."""
-    return node.path.relative_to(run).as_posix()
-
-
 def slurm_prefix(run: Path) -> str:
     """What the names of all jobs of the run in `run` begin with, in Slurm."""
     return f"vr-{hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:8]}:"
 
 
 def _job(node: Node, settings: Settings) -> Job:
-    run, kind = settings.run.folder, _kind(node)
+    kind = _kind(node)
     shape = _shape(node.stage, node.label, kind, settings.cluster)
     if kind == "served":
         _check_servers(node, shape)
     return Job(
-        name=node_name(node, run),
+        name=node.name,
         stage=node.stage,
         kind=kind,
         shape=shape,
-        parents=tuple(dict.fromkeys(node_name(one, run) for one in node.inputs.values())),
+        parents=tuple(dict.fromkeys(one.name for one in node.inputs.values())),
         model=model_folder(node.inputs["model"]).absolute() if kind == "served" else None,
     )
 
@@ -97,7 +92,7 @@ def _benchmarks(plan: Plan, settings: Settings) -> Job:
         stage=BENCHMARKS,
         kind=BENCHMARKS,
         shape=_shape(BENCHMARKS, BENCHMARKS, BENCHMARKS, settings.cluster),
-        parents=(node_name(policy, settings.run.folder),),
+        parents=(policy.name,),
     )
 
 

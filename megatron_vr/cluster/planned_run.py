@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.plan import Node, Plan
 from megatron_vr.cluster.job import Job, Shape
-from megatron_vr.cluster.jobs import BENCHMARKS, node_name
+from megatron_vr.cluster.jobs import BENCHMARKS
 from megatron_vr.cluster.planner.host import host_of
 from megatron_vr.cluster.planner.memory import (
     host_memory,
@@ -42,7 +42,7 @@ class PlannedRun:
 
     def job(self, node: Node) -> Job:
         """The job that `node` is."""
-        return self.jobs[node_name(node, self.world.model.settings.run.folder)]
+        return self.jobs[node.name]
 
     def first(self, stage: str) -> Node | None:
         """The first node of `stage`: those of other rows and iterations need as much."""

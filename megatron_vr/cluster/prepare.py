@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 from megatron_vr.algorithm.benchmarking.suite import chosen_benchmarks
 from megatron_vr.algorithm.plan import Plan
@@ -40,7 +38,7 @@ def prepare_here(
 
 def _keep_benchmarks(settings: Settings, say: Callable[[str], None], interrupt: Interrupt) -> None:
     # As slurm/benchmarks.sh.jinja names it.
-    folder = RunFiles(Path(os.path.abspath(settings.run.folder))).folder / "benchmarks"
+    folder = RunFiles.of(settings.run.folder).folder / "benchmarks"
     for benchmark in chosen_benchmarks(settings.cluster.benchmarks):
         interrupt.check("the last benchmark")
         say(f"benchmark {benchmark.name}: {keep_rows(benchmark, folder)} questions")

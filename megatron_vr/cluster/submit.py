@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ from megatron_vr.cluster.checked import check_jobs, check_programs, coreless
 from megatron_vr.cluster.done import done_jobs
 from megatron_vr.cluster.frozen_settings import check_frozen, freeze
 from megatron_vr.cluster.job import Job, RunFiles
-from megatron_vr.cluster.job_state import JobState
 from megatron_vr.cluster.jobs import make_jobs, select, slurm_prefix
 from megatron_vr.cluster.prepare import PREPARED, prepare_here
-from megatron_vr.cluster.record import Submission, add_submission, read_record
+from megatron_vr.cluster.record import Submission, add_submission
 from megatron_vr.cluster.script import render
 from megatron_vr.cluster.slurm import Slurm
+from megatron_vr.cluster.watched import live_jobs
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.site_settings import SiteSettings
 from megatron_vr.errors import SettingsError, StageError
@@ -64,10 +63,9 @@ def submit(asked: Asked, slurm: Slurm, say: Callable[[str], None]) -> list[Submi
     StageError for settings, stages or jobs that cannot be, with Slurm's own words where it refuses.
     """
     settings = asked.settings
-    files = RunFiles(Path(os.path.abspath(settings.run.folder)))
+    files = RunFiles.of(settings.run.folder)
     plan = make_plan(settings, digests(settings))
-    for node in plan.nodes:
-        node.folder.check()
+    plan.check()
     jobs = make_jobs(plan, settings)
     chosen = {job.name for job in select(jobs, asked.first, asked.last)}
     # In a container, or behind another command, things are installed that this host has not.
@@ -115,7 +113,7 @@ def _live(files: RunFiles, slurm: Slurm, say: Callable[[str], None]) -> dict[str
         return {}
     told: set[int] = set()
     for _ in range(ENDING_LOOKS):
-        found = _known(files, slurm)
+        found = dict(live_jobs(files, slurm))
         ending = {name: job for name, job in found.items() if job.state == "COMPLETING"}
         if not ending:
             return {name: Live(job.id, job.state != "PENDING") for name, job in found.items()}
@@ -129,19 +127,6 @@ def _live(files: RunFiles, slurm: Slurm, say: Callable[[str], None]) -> dict[str
         f"{numbers} has been ending for {ENDING_LOOKS * ENDING_SECONDS:.0f} s: submit again when "
         "it has gone"
     )
-
-
-def _known(files: RunFiles, slurm: Slurm) -> dict[str, JobState]:
-    """By the user's job names, and by the numbers that are recorded: other users' jobs too."""
-    prefix = slurm_prefix(files.run)
-    named = {
-        name.removeprefix(prefix): one
-        for name, states in slurm.named(prefix).items()
-        for one in states
-        if one.alive
-    }
-    ids = {one.id: name for name, all_ in read_record(files).items() for one in all_}
-    return {ids[number]: one for number, one in slurm.jobs(ids).items() if one.alive} | named
 
 
 def _write_scripts(decisions: Sequence[Decision], files: RunFiles, asked: Asked) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ WIDE = 120  # columns of a terminal that has room for the parents
 
 def as_rows(lines: Sequence[Submitted], run: Path) -> list[dict[str, Any]]:
     """One JSON object for each job."""
-    files = RunFiles(Path(os.path.abspath(run)))
+    files = RunFiles.of(run)
     return [
         {
             "job": line.job.name,
@@ -57,7 +56,7 @@ def print_submitted(
         cells = (line.job.name, line.state, number, str(shape.nodes), gpus, shape.time)
         table.add_row(*cells, *([", ".join(line.after)] if wide else []))
     console.print(table)
-    files = RunFiles(Path(os.path.abspath(run)))
+    files = RunFiles.of(run)
     told = {line.said for line in lines if line.said}
     for words in sorted(told) if dry_run else ():
         console.print(words, markup=False, highlight=False, soft_wrap=True)

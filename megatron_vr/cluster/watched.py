@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_vr.algorithm.benchmarking.of_run import results_of
 from megatron_vr.algorithm.plan import make_plan
 from megatron_vr.algorithm.run import RESULTS
 from megatron_vr.cluster.job import Job, RunFiles
 from megatron_vr.cluster.job_state import JobState
-from megatron_vr.cluster.jobs import BENCHMARKS, make_jobs, node_name, slurm_prefix
+from megatron_vr.cluster.jobs import BENCHMARKS, make_jobs, slurm_prefix
 from megatron_vr.cluster.record import read_record
 from megatron_vr.cluster.slurm import Slurm
 from megatron_vr.config.comparisons import MAIN_ARM
@@ -60,8 +60,7 @@ def read_watched(run: Path) -> Watched:
 
     Raises DataError where there is none, StageError where its record of jobs is damaged.
     """
-    # As the shell gave it, or with `..`: it must be the same run.
-    files = RunFiles(Path(os.path.abspath(run)))
+    files = RunFiles.of(run)
     submitted = files.settings.exists()
     settings = _settings(files, submitted)
     record = read_record(files)
@@ -90,19 +89,16 @@ def ask_slurm(watched: Watched, slurm: Slurm) -> Known:
     return Known(jobs)
 
 
-def live_jobs(watched: Watched, slurm: Slurm) -> list[tuple[str, JobState]]:
-    """All jobs of the run that wait or run, by name; also those of the past that still do."""
-    prefix = slurm_prefix(watched.files.run)
+def live_jobs(files: RunFiles, slurm: Slurm) -> list[tuple[str, JobState]]:
+    """All jobs of the run that wait or run, with their names, oldest first: those of the user by
+    these names, and those whose numbers are recorded, which may be of others."""
+    prefix = slurm_prefix(files.run)
     found = {
         job.id: (whole.removeprefix(prefix), job)
         for whole, jobs in slurm.named(prefix).items()
         for job in jobs
     }
-    ids = {
-        submission.id: name
-        for name, all_ in read_record(watched.files).items()
-        for submission in all_
-    }
+    ids = {submission.id: name for name, all_ in read_record(files).items() for submission in all_}
     found |= {number: (ids[number], job) for number, job in slurm.jobs(ids).items()}
     return [found[number] for number in sorted(found) if found[number][1].alive]
 
@@ -127,11 +123,11 @@ def _stages(settings: Settings, files: RunFiles, submitted: bool) -> tuple[Stage
     jobs = {job.name: job for job in make_jobs(plan, settings)} if submitted else {}
     stages = []
     for node in plan.nodes:
-        name, folder = node_name(node, files.run), node.path
+        name, folder = node.name, node.path
         done, begun = (folder / DONE).exists(), (folder / FINGERPRINT).exists()
         stages.append(Stage(name, folder, done, begun, jobs.get(name)))
     if submitted and settings.cluster.benchmarks:
-        out = files.run / "evaluations" / f"{MAIN_ARM}-{settings.run.iterations}"
+        out = results_of(files.run, MAIN_ARM, settings.run.iterations)
         done, begun = (out / RESULTS).exists(), out.exists()
         stages.append(Stage(BENCHMARKS, out, done, begun, jobs.get(BENCHMARKS)))
     return tuple(stages)

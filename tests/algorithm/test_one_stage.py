@@ -49,7 +49,7 @@ def finished(folder: Path, *names: str) -> None:
     """Mark stages as done, without their work."""
     plan = make_plan(settings_of(folder), digests(settings_of(folder)))
     for name in names:
-        found = find_node(plan, folder, name).folder
+        found = find_node(plan, name).folder
         found.open()
         found.finish(0)
 
@@ -61,9 +61,9 @@ def test_every_node_is_found_by_its_folder(tmp_path: Path) -> None:
     plan = make_plan(settings_of(tmp_path), digests(settings_of(tmp_path)))
     for node in plan.nodes:
         name = str(node.path.relative_to(tmp_path))
-        assert find_node(plan, tmp_path, name) is node
-        assert find_node(plan, tmp_path, name + "/") is node
-    assert find_node(plan, tmp_path, "comparisons/rft/iteration-1/weigh").arm == "rft"
+        assert find_node(plan, name) is node
+        assert find_node(plan, name + "/") is node
+    assert find_node(plan, "comparisons/rft/iteration-1/weigh").arm == "rft"
 
 
 def test_an_unknown_name_is_told_with_the_nearest_and_all(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_what_a_run_advises_for_inputs_that_are_not_done_is_a_stage(
     tmp_path: Path, name: str
 ) -> None:
     plan = make_plan(settings_of(tmp_path), digests(settings_of(tmp_path)))
-    node = find_node(plan, tmp_path, name)
+    node = find_node(plan, name)
     with pytest.raises(StageError) as told:
         execute([node], World(0, 1), Interrupt())
     advised = re.search(r"`megatron-vr stage CONFIG (\S+)` first", str(told.value))
     assert advised is not None, told.value
-    assert find_node(plan, tmp_path, advised[1]) in node.inputs.values()
+    assert find_node(plan, advised[1]) in node.inputs.values()
 
 
 def test_a_run_made_under_other_settings_is_refused(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_options_that_belong_together_are_asked_for(tmp_path: Path) -> None:
 def test_servers_of_a_folder_leave_the_fingerprint_as_it_is(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, *SERVED, "engine.servers.launch.dtype=bfloat16")
     plan = make_plan(settings, digests(settings))
-    node = find_node(plan, tmp_path, "iteration-0/evaluate")
+    node = find_node(plan, "iteration-0/evaluate")
     client = with_servers(node, tmp_path / "servers")
     servers = client.settings.engine.servers
     assert (servers.launch, servers.urls) == (None, ())
@@ -186,7 +186,7 @@ def test_servers_of_a_folder_leave_the_fingerprint_as_it_is(tmp_path: Path) -> N
     assert servers.ready_seconds == node.settings.engine.servers.ready_seconds
     assert node.settings.engine.servers.launch is not None, "the plan's own is as it was"
     other = settings_of(tmp_path, *SERVED)
-    again = find_node(make_plan(other, digests(other)), tmp_path, "iteration-0/evaluate")
+    again = find_node(make_plan(other, digests(other)), "iteration-0/evaluate")
     assert again.folder.fingerprint != client.folder.fingerprint, "the dtype counts"
 
 
@@ -196,7 +196,7 @@ def test_only_a_stage_of_servers_takes_them(tmp_path: Path, overrides: tuple[str
     plan = make_plan(settings, digests(settings))
     name = "iteration-0/sft" if overrides else "iteration-0/evaluate"
     with pytest.raises(SettingsError, match=r"--hosts is .* no rollout servers work on"):
-        with_servers(find_node(plan, tmp_path, name), tmp_path)
+        with_servers(find_node(plan, name), tmp_path)
 
 
 # --- problems

@@ -43,7 +43,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ready") / "run"
     prepared = prepare(settings_of(folder, "parallel.processes=1"))
     read_problems(prepared, Interrupt())
-    base = find_node(prepared.plan, folder, "iteration-0/base")
+    base = find_node(prepared.plan, "iteration-0/base")
     execute([base], World(0, 1), Interrupt())
     return folder
 

@@ -40,8 +40,13 @@ def model_of_run(
             f"{title(node)} is not done: run `megatron-vr run {config}` first, or "
             f"`megatron-vr export {config} --iteration {iteration} --arm {arm}`"
         )
-    out = settings.run.folder / "evaluations" / f"{arm}-{iteration}"
+    out = results_of(settings.run.folder, arm, iteration)
     return model_folder(node), _as_the_run(node.settings), out
+
+
+def results_of(run: Path, arm: str, iteration: int) -> Path:
+    """Where the benchmarks of a policy of the run in `run` lie."""
+    return run / "evaluations" / f"{arm}-{iteration}"
 
 
 def _as_the_run(settings: Settings) -> EvaluateSettings:

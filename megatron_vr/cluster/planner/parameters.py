@@ -9,6 +9,18 @@ from megatron_vr.models.architecture import Architecture
 from megatron_vr.parallel.layout import Layout
 
 
+def matrix_parameters(a: Architecture) -> int:
+    """Numbers of the whole model's matrix products and of its embedding: without norms, biases,
+    routers and padding, which speeds hardly depend on."""
+    queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
+    layer = a.hidden_size * (2 * queries + 2 * keys)
+    if a.experts is None:
+        layer += 3 * a.hidden_size * a.ffn_hidden_size
+    else:
+        layer += 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.count
+    return a.layers * layer + a.vocab_size * a.hidden_size * (1 if a.tied else 2)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """`count` numbers on each tensor rank.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_vr.cluster.planner.hardware import GIB, Device
+from megatron_vr.cluster.planner.parameters import matrix_parameters
 from megatron_vr.cluster.planner.rates import DECODE, DecodeRates
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.training.flops import ModelFlops
@@ -30,14 +31,7 @@ class Server:
     @property
     def parameters(self) -> int:
         """All weights, those of the matrix products and of the embedding."""
-        a = self.architecture
-        queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        layer = a.hidden_size * (2 * queries + 2 * keys)
-        if a.experts is None:
-            layer += 3 * a.hidden_size * a.ffn_hidden_size
-        else:
-            layer += 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.count
-        return a.layers * layer + a.vocab_size * a.hidden_size * (1 if a.tied else 2)
+        return matrix_parameters(self.architecture)
 
     @property
     def cache_per_token(self) -> int:

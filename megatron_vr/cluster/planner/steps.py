@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from megatron_vr.cluster.planner.case import Case
 from megatron_vr.cluster.planner.compute import WIDTH, Costs, Micro
+from megatron_vr.cluster.planner.parameters import matrix_parameters
 from megatron_vr.training.flops import ModelFlops
 
 # Packs of a small batch are not quite full (docs/performance.md: 83 % to 99 %).
@@ -152,15 +153,8 @@ def scoring_step(costs: Costs, batch: Batch) -> StepTime:
 
 def parameters_per_rank(case: Case) -> float:
     """Weights of an average stage's rank, with its share of embedding and output layer."""
-    a, layout = case.architecture, case.layout
-    queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    layer = a.hidden_size * (2 * queries + 2 * keys)
-    if a.experts is None:
-        layer += 3 * a.hidden_size * a.ffn_hidden_size
-    else:
-        layer += 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.count
-    ends = a.vocab_size * a.hidden_size * (1 if a.tied else 2)
-    return (a.layers * layer + ends) / layout.tensor / layout.pipeline
+    layout = case.layout
+    return matrix_parameters(case.architecture) / layout.tensor / layout.pipeline
 
 
 def _operations(case: Case, lengths: Lengths) -> float:
