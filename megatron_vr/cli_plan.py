@@ -69,6 +69,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps(found.as_json(), indent=1))
         else:
-            print_plan(found, load_settings(config, overrides or []).model.fp8)
+            fp8 = load_settings(config, overrides or []).model.fp8
+            print_plan(found, None if fp8 is None else fp8.recipe)
     if found.faults:
         raise typer.Exit(1)

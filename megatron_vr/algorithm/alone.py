@@ -25,7 +25,7 @@ def prepare_alone(settings: Settings, *, start_over: bool = False) -> Prepared:
     """Check what does not depend on this host; see `prepare`, which raises the same."""
     for name, row in arms(settings).items():
         where = "" if name == MAIN_ARM else f"comparisons.{name}: "
-        check_settings(row, layout_of(row).model_ranks, where, installed_here=False)
+        check_settings(row, layout_of(row).model_ranks, where, on_gpu=None, installed_here=False)
     check_model(settings, layout_of(settings).model_ranks)
     plan = make_plan(settings, digests(settings))
     if not start_over:

@@ -35,6 +35,7 @@ class Megatron:
             dtype=self.model_settings.dtype,
             recompute="none",
             log_prob_chunk=self.model_settings.log_prob_chunk,
+            attention=self.model_settings.attention,
         )
         load_hf(models, folder, architecture)
         return [model.eval() for model in models]

@@ -21,7 +21,7 @@ from megatron_vr.config.comparisons import MAIN_ARM
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import SettingsError
 from megatron_vr.parallel.hosts import Hosts, check_hosts
-from megatron_vr.parallel.launch import check_launch, is_launched
+from megatron_vr.parallel.launch import check_launch, has_gpu, is_launched
 from megatron_vr.problems.nearest import suggestion
 
 # Their work is one process's, or not split over ranks.
@@ -64,7 +64,8 @@ def prepare_stage(settings: Settings, asked: Asked) -> OneStage:
     where = "" if node.arm == MAIN_ARM else f"comparisons.{node.arm}: "
     ranks = world or layout_of(own).model_ranks
     # What models need is looked for where they are computed.
-    check_settings(own, ranks, where, installed_here=world is not None)
+    here = world is not None
+    check_settings(own, ranks, where, on_gpu=has_gpu() if here else None, installed_here=here)
     check_model(own, ranks)
     node.folder.check()
     if not node.folder.done:

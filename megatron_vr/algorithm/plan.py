@@ -249,7 +249,7 @@ def _base(s: Settings) -> dict[str, Any]:
 
 def _training(s: Settings, train: TrainSettings) -> dict[str, Any]:
     kept = {key: value for key, value in _dump(train).items() if key not in UNFINGERPRINTED_TRAIN}
-    fp8 = {"fp8": s.model.fp8} if s.model.fp8 is not None else {}
+    fp8 = {"fp8": _dump(s.model.fp8)} if s.model.fp8 is not None else {}
     told = {"train": kept, "dtype": s.model.dtype, "seed": s.run.seed, **fp8}
     return told | {"prompts": _dump(s.prompts)}
 

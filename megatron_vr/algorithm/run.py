@@ -22,7 +22,12 @@ from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.config.settings import Settings
 from megatron_vr.errors import DataError, SettingsError
 from megatron_vr.parallel.interrupt import Interrupt
-from megatron_vr.parallel.launch import check_launch, default_processes, is_launched
+from megatron_vr.parallel.launch import (
+    check_launch,
+    default_processes,
+    has_gpu,
+    is_launched,
+)
 from megatron_vr.parallel.world import World
 from megatron_vr.problems.problem import PROBLEM_SCHEMA
 from megatron_vr.rollout.engine import never
@@ -50,7 +55,8 @@ def prepare(settings: Settings, *, start_over: bool = False) -> Prepared:
     check_launch(any(starts_servers(row) for row in rows.values()))
     processes = processes_of(settings)
     for name, row in rows.items():
-        check_settings(row, processes, "" if name == MAIN_ARM else f"comparisons.{name}: ")
+        where = "" if name == MAIN_ARM else f"comparisons.{name}: "
+        check_settings(row, processes, where, on_gpu=has_gpu())
     check_model(settings, processes)
     plan = make_plan(settings, digests(settings))
     if not start_over:

@@ -76,7 +76,10 @@ def _check(job: Job, node: Node, architecture: Architecture | None, here: bool) 
             f"parallel.processes is {asked}, but jobs of {job.stage} have {job.shape.nodes} nodes "
             f"× {job.shape.processes} processes; set parallel.processes: auto"
         )
-    check_settings(node.settings, world, f"jobs of {job.stage}: ", installed_here=here)
+    on_gpu = job.shape.gpus > 0 if job.kind == "ranks" else None
+    check_settings(
+        node.settings, world, f"jobs of {job.stage}: ", on_gpu=on_gpu, installed_here=here
+    )
     if architecture is not None:
         check_architecture(node.settings, architecture, world)
 

@@ -123,4 +123,4 @@ def _check_rows(settings: Settings) -> None:
             settings.cluster.train.processes or max(1, settings.cluster.train.gpus)
         )
         where = "" if name == MAIN_ARM else f"comparisons.{name}: "
-        check_settings(row, processes, where, installed_here=False)
+        check_settings(row, processes, where, on_gpu=True, installed_here=False)

@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from megatron_vr.config.model_checks import model_faults
 from megatron_vr.config.settings import Settings
+from megatron_vr.config.spec_choice import resolve_spec
 from megatron_vr.errors import SettingsError
 
 
 def check_settings(
-    settings: Settings, processes: int, where: str = "", *, installed_here: bool = True
+    settings: Settings,
+    processes: int,
+    where: str = "",
+    *,
+    on_gpu: bool | None,
+    installed_here: bool = True,
 ) -> None:
     """Raise SettingsError with one line for each conflict, naming settings and what to do.
 
-    `where` goes before each line. Not `installed_here`: what the settings need is looked for where
-    the processes start, as in a container.
+    `where` goes before each line. `on_gpu`: whether the processes have GPUs, None where that is
+    not known. Not `installed_here`: what the settings need is looked for where the processes start,
+    as in a container.
     """
-    faults = [where + fault for fault in _faults(settings, processes, installed_here)]
+    faults = [where + fault for fault in _faults(settings, processes, installed_here, on_gpu)]
     if faults:
         raise SettingsError("\n".join(faults))
 
 
-def _faults(s: Settings, processes: int, installed_here: bool) -> Iterator[str]:
+def _faults(
+    s: Settings, processes: int, installed_here: bool, on_gpu: bool | None
+) -> Iterator[str]:
     yield from _parallel_faults(s, processes)
     if s.traces.sampler == "policy" and s.weights.estimator != "accuracy":
         yield (
@@ -41,7 +51,7 @@ def _faults(s: Settings, processes: int, installed_here: bool) -> Iterator[str]:
         )
     if s.policy.start == "last":
         yield "policy.start is last, but nothing comes before the first training; use base"
-    yield from _spec_faults(s, installed_here)
+    yield from _spec_faults(s, installed_here, on_gpu)
     yield from _context_faults(s)
     yield from _warmup_faults(s)
     yield from _length_faults(s)
@@ -59,21 +69,16 @@ def _parallel_faults(s: Settings, processes: int) -> Iterator[str]:
         yield "parallel.sequence needs parallel.tensor > 1; turn it off or split the tensors"
 
 
-def _spec_faults(s: Settings, installed_here: bool) -> Iterator[str]:
-    if s.model.fp8 is not None and s.model.spec != "te":
+def _spec_faults(s: Settings, installed_here: bool, on_gpu: bool | None) -> Iterator[str]:
+    if s.model.spec == "auto" and on_gpu is None:
+        return
+    spec = resolve_spec(s.model.spec, bool(on_gpu))
+    yield from model_faults(s.model, spec, overlap=s.parallel.overlap)
+    if spec == "te" and installed_here and find_spec("transformer_engine") is None:
+        why = ", which on GPUs means te" if s.model.spec == "auto" else ""
         yield (
-            f"model.fp8 is {s.model.fp8}, which takes Transformer Engine's layers; set model.spec: "
-            "te, or leave model.fp8 out"
-        )
-    if s.model.spec == "te" and s.model.dtype == "float32":
-        yield (
-            "model.spec is te, whose attention takes no packs in float32; set model.dtype: "
-            "bfloat16, or model.spec: plain"
-        )
-    if s.model.spec == "te" and installed_here and find_spec("transformer_engine") is None:
-        yield (
-            "model.spec is te, but Transformer Engine is not installed; install the extra "
-            "megatron-vr[gpu], or set model.spec: plain"
+            f"model.spec is {s.model.spec}{why}, but Transformer Engine is not installed; install "
+            "the extra megatron-vr[gpu], or set model.spec: plain"
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_vr.config.cluster_settings import ClusterSettings
 from megatron_vr.config.engine_settings import EngineSettings
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.config.frozen import Count, Fraction, Frozen, Positive, Whole
 from megatron_vr.config.grading_settings import GradingSettings
 from megatron_vr.problems.source_settings import Source
@@ -40,14 +41,19 @@ class ModelSettings(Frozen):
 
     path: str | None = Field(None, description="Hugging Face folder (or hub id) of the base")
     random: RandomModel | None = Field(None, description="or: a random model of this shape")
-    spec: Literal["plain", "te"] = Field(
-        "plain", description="layers: plain torch (any device) or Transformer Engine (GPU)"
+    spec: Literal["auto", "plain", "te"] = Field(
+        "auto",
+        description="layers: Transformer Engine (te, GPUs alone) or plain torch (any device); "
+        "auto: te on GPUs, plain without",
+    )
+    attention: Literal["fused", "flash"] = Field(
+        "fused", description="kernel of te's attention: cuDNN's, or flash-attn's"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
-    fp8: Literal["tensorwise", "blockwise"] | None = Field(
+    fp8: Fp8Settings | None = Field(
         None,
-        description="training's matrix products of the layers in FP8, with one scale for a tensor "
-        "or one for a block; needs model.spec: te. Scoring is in `dtype`",
+        description="trainings' matrix products of the layers in FP8; needs te. A recipe's name "
+        "stands for {recipe: NAME}",
     )
     recompute: Literal["none", "selective", "full"] = "none"
     log_prob_chunk: Count | Literal["auto"] = Field(
@@ -55,6 +61,11 @@ class ModelSettings(Frozen):
         description="positions projected at once by the head; auto: 128 MiB of logits on a CPU, "
         "1 GiB on a GPU",
     )
+
+    @field_validator("fp8", mode="before")
+    @classmethod
+    def _named_recipe(cls, value: Any) -> Any:
+        return {"recipe": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_base(self) -> ModelSettings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -12,35 +11,21 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.functional import silu
 
+from megatron_vr.config.fp8_settings import Fp8Settings
+from megatron_vr.config.spec_choice import Spec, SpecName
 from megatron_vr.models.architecture import Architecture
+from megatron_vr.models.configuration import Attention, DTypeName, Recompute, config_fields
 from megatron_vr.models.log_prob import Head, Targets, log_probs_at
 from megatron_vr.models.plain_layers import SharedPromptPack
-from megatron_vr.models.spec import SpecName, check_spec, expert_fields, layer_spec
+from megatron_vr.models.spec import layer_spec, spec_here
 from megatron_vr.parallel.layout import Layout
 
-DTypeName = Literal["float32", "bfloat16"]
-Recompute = Literal["none", "selective", "full"]
 Chunk = int | Literal["auto"]
-Fp8 = Literal["tensorwise", "blockwise"]
 
 # Bytes of logits that the head holds at once where the chunk is "auto". A GPU wants chunks large
 # enough that adding them to the weight's gradient is not what it waits for.
 LOGITS_ON_CPU, LOGITS_ON_GPU = 2**27, 2**30
-
-# The format that each recipe's scales are meant for. Blocks are fine enough for gradients in e4m3.
-_FP8_FORMATS = {"tensorwise": "hybrid", "blockwise": "e4m3"}
-
-_RECOMPUTE: dict[str, dict[str, Any]] = {
-    "none": {},
-    "selective": {"recompute_granularity": "selective"},
-    "full": {
-        "recompute_granularity": "full",
-        "recompute_method": "uniform",
-        "recompute_num_layers": 1,
-    },
-}
 
 
 class PlacedRotary(torch.nn.Module):
@@ -140,7 +125,8 @@ def build_model(
     dtype: DTypeName,
     recompute: Recompute,
     log_prob_chunk: Chunk,
-    fp8: Fp8 | None = None,
+    attention: Attention = "fused",
+    fp8: Fp8Settings | None = None,
 ) -> list[MegatronModule]:
     """This rank's stages of the model: one, or one for each virtual pipeline chunk.
 
@@ -149,13 +135,20 @@ def build_model(
     the number of positions the head projects at once; "auto" bounds the memory of their logits.
     Raises SettingsError for a spec that is not available here.
     """
-    check_spec(spec)
+    layers = spec_here(spec)
     config = transformer_config(
-        architecture, layout, spec=spec, dtype=dtype, recompute=recompute, fp8=fp8
+        architecture,
+        layout,
+        spec=layers,
+        dtype=dtype,
+        recompute=recompute,
+        attention=attention,
+        fp8=fp8,
     )
     chunks = range(layout.virtual_pipeline) if layout.virtual_pipeline else (None,)
     return [
-        _build_stage(architecture, layout, config, spec, log_prob_chunk, chunk) for chunk in chunks
+        _build_stage(architecture, layout, config, layers, log_prob_chunk, chunk)
+        for chunk in chunks
     ]
 
 
@@ -163,7 +156,7 @@ def _build_stage(
     architecture: Architecture,
     layout: Layout,
     config: TransformerConfig,
-    spec: SpecName,
+    spec: Spec,
     log_prob_chunk: Chunk,
     vp_stage: int | None,
 ) -> MegatronModule:
@@ -191,75 +184,22 @@ def transformer_config(
     architecture: Architecture,
     layout: Layout,
     *,
-    spec: SpecName,
+    spec: Spec,
     dtype: DTypeName,
     recompute: Recompute,
-    fp8: Fp8 | None = None,
+    attention: Attention = "fused",
+    fp8: Fp8Settings | None = None,
 ) -> TransformerConfig:
-    """Megatron's configuration, all of it: nothing else may set a field except the hooks
-    (`grad_scale_func`, `finalize_model_grads_func`, ...) that a training loop must add."""
-    params_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    """Megatron's configuration on this process's device."""
     return TransformerConfig(
-        num_layers=architecture.layers,
-        hidden_size=architecture.hidden_size,
-        ffn_hidden_size=architecture.ffn_hidden_size,
-        num_attention_heads=architecture.heads,
-        num_query_groups=architecture.kv_heads,
-        kv_channels=architecture.head_dim,
-        normalization="RMSNorm",
-        layernorm_epsilon=architecture.norm_eps,
-        qk_layernorm=architecture.qk_norm,
-        add_bias_linear=False,
-        add_qkv_bias=architecture.qkv_bias,
-        gated_linear_unit=True,
-        activation_func=silu,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        init_method=torch.nn.init.zeros_,
-        output_layer_init_method=torch.nn.init.zeros_,
-        # Losses are sums: gradients must not be divided by the data-parallel size. Megatron's DDP
-        # reads this when it is built; set later it is ignored.
-        calculate_per_token_loss=True,
-        params_dtype=params_dtype,
-        bf16=dtype == "bfloat16",
-        **({"fp8": _FP8_FORMATS[fp8], "fp8_recipe": fp8} if fp8 is not None else {}),
-        **expert_fields(architecture.experts, spec),
-        **_parallel_fields(layout, params_dtype),
-        **_device_fields(spec),
-        **_RECOMPUTE[recompute],
+        **config_fields(
+            architecture,
+            layout,
+            spec=spec,
+            dtype=dtype,
+            recompute=recompute,
+            attention=attention,
+            fp8=fp8,
+            on_gpu=torch.cuda.is_available(),
+        )
     )
-
-
-def _parallel_fields(layout: Layout, params_dtype: torch.dtype) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "tensor_model_parallel_size": layout.tensor,
-        "pipeline_model_parallel_size": layout.pipeline,
-        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline,
-        "context_parallel_size": layout.context,
-        "sequence_parallel": layout.sequence_parallel,
-    }
-    if layout.pipeline > 1:
-        fields["pipeline_dtype"] = params_dtype
-        # Packs differ in length, so stages tell each other shapes.
-        fields["variable_seq_lengths"] = True
-    if layout.virtual_pipeline:
-        # Interleaved stages otherwise exchange activations and gradients in one batch, and with
-        # two pipeline ranks, each other's only neighbour, one is taken for the other.
-        fields["overlap_p2p_comm"] = True
-        fields["batch_p2p_comm"] = False
-    return fields
-
-
-def _device_fields(spec: SpecName) -> dict[str, Any]:
-    on_gpu, te = torch.cuda.is_available(), spec == "te"
-    apex_kernel = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-    return {
-        "use_cpu_initialization": not on_gpu,
-        "batch_p2p_sync": on_gpu,
-        "bias_activation_fusion": on_gpu,
-        "bias_dropout_fusion": on_gpu,
-        "apply_rope_fusion": te,
-        "masked_softmax_fusion": False,
-        "persist_layer_norm": False,
-        "gradient_accumulation_fusion": on_gpu and te and apex_kernel,
-    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -17,32 +18,37 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_vr.config.spec_choice import Spec, SpecName, resolve_spec
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Experts
 from megatron_vr.models.plain_layers import PlainAttention, RMSNorm
 from megatron_vr.parallel.layout import Layout
 
-SpecName = Literal["plain", "te"]
 
+def spec_here(name: SpecName) -> Spec:
+    """The same for this process's device.
 
-def check_spec(name: str) -> None:
-    """Raise SettingsError unless spec `name` can be built here. Needs no process group."""
-    if name not in ("plain", "te"):
-        raise SettingsError(f"model.spec={name!r} is unknown; use 'plain' or 'te'.")
-    if name == "te" and importlib.util.find_spec("transformer_engine") is None:
+    Raises SettingsError where they cannot be built here. Needs no process group.
+    """
+    if name not in ("auto", "plain", "te"):
+        raise SettingsError(f"model.spec={name!r} is unknown; use 'auto', 'plain' or 'te'.")
+    spec = resolve_spec(name, torch.cuda.is_available())
+    if spec == "te" and importlib.util.find_spec("transformer_engine") is None:
+        why = ", which is what auto means on a GPU," if name == "auto" else ""
         raise SettingsError(
-            "model.spec=te needs Transformer Engine, which is not installed; "
+            f"model.spec=te{why} needs Transformer Engine, which is not installed; "
             "install the extra megatron-vr[gpu] or set model.spec=plain."
         )
+    return spec
 
 
-def shares_prompts(name: str, layout: Layout) -> bool:
+def shares_prompts(name: SpecName, layout: Layout) -> bool:
     """Whether sequences of a pack can share the keys of their prompt: the attention must take
     arbitrary segments, and every rank must have whole sequences."""
-    return name == "plain" and layout.context == 1
+    return spec_here(name) == "plain" and layout.context == 1
 
 
-def expert_fields(experts: Experts | None, name: SpecName) -> dict[str, Any]:
+def expert_fields(experts: Experts | None, name: Spec) -> dict[str, Any]:
     """Megatron's settings for `experts`: every token reaches all experts that it chose, and their
     probabilities are computed in float32. The loss is ours alone: nothing is added to it that
     balances the experts."""
@@ -64,14 +70,13 @@ def expert_fields(experts: Experts | None, name: SpecName) -> dict[str, Any]:
 
 
 def layer_spec(
-    name: SpecName, config: TransformerConfig, vp_stage: int | None = None
+    name: Spec, config: TransformerConfig, vp_stage: int | None = None
 ) -> ModuleSpec | TransformerBlockSubmodules:
     """The layers of this rank's stage, for GPTModel's `transformer_layer_spec`.
 
     Both specs store their parameters under the same checkpoint keys. Needs Megatron's process
-    groups; raises SettingsError as `check_spec` does.
+    groups.
     """
-    check_spec(name)
     if name == "te":
         return get_gpt_layer_with_transformer_engine_spec(
             num_experts=config.num_moe_experts,

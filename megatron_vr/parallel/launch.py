@@ -71,11 +71,18 @@ def check_launch(starts_servers: bool = False, launchers: int = 1) -> None:
 
 def default_processes() -> int:
     """One for each GPU; without a GPU one for each core this process may use, up to 8."""
-    import torch
+    if has_gpu():
+        import torch
 
-    if torch.cuda.is_available():
         return torch.cuda.device_count()
     return min(8, len(os.sched_getaffinity(0)))
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def threads_per_process(processes: int) -> int:

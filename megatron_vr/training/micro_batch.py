@@ -19,10 +19,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
 from megatron_vr.models.plain_layers import SharedPromptPack
+from megatron_vr.models.precision import ALIGN
 from megatron_vr.training.places import Integers, PackShape, Places, shared, whole
-
-# Dimensions of matrix products in FP8: what the kernels take, and whole blocks of scales.
-FP8_ALIGN = {"tensorwise": 16, "blockwise": 128}
 
 
 def pack_shape(config: TransformerConfig) -> PackShape:
@@ -31,7 +29,7 @@ def pack_shape(config: TransformerConfig) -> PackShape:
         context=config.context_parallel_size,
         context_rank=parallel_state.get_context_parallel_rank(),
         sequence_parallel=config.tensor_model_parallel_size if config.sequence_parallel else 1,
-        align=FP8_ALIGN[config.fp8_recipe] if config.fp8 else 1,
+        align=ALIGN[config.fp8_recipe] if config.fp8 else 1,
     )
 
 

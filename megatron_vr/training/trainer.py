@@ -96,7 +96,7 @@ def _own_garbage() -> Iterator[None]:
         gc.collect()
 
 
-def _identity(job: TrainJob) -> dict[str, float | int | str]:
+def _identity(job: TrainJob) -> dict[str, Any]:
     plan = job.plan()
     return {
         "steps": plan.steps,
@@ -106,7 +106,7 @@ def _identity(job: TrainJob) -> dict[str, float | int | str]:
         "weighting": job.settings.weighting,
         "seed": job.seed,
         "dtype": job.model.dtype,
-        **({"fp8": job.model.fp8} if job.model.fp8 is not None else {}),
+        **({"fp8": job.model.fp8.model_dump(mode="json")} if job.model.fp8 is not None else {}),
     }
 
 
@@ -119,6 +119,7 @@ def _build(job: TrainJob, architecture: Architecture) -> list[Any]:
         dtype=job.model.dtype,
         recompute=job.model.recompute,
         log_prob_chunk=job.model.log_prob_chunk,
+        attention=job.model.attention,
         fp8=job.model.fp8,
     )
 

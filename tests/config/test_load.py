@@ -35,7 +35,7 @@ def test_every_example_is_valid(path: Path) -> None:
     split = settings.parallel
     # Where jobs run it there is Transformer Engine; tests/cluster looks at their numbers of ranks.
     ranks = split.tensor * split.pipeline * split.context
-    check_settings(settings, ranks, installed_here=False)
+    check_settings(settings, ranks, on_gpu=True, installed_here=False)
     assert arms(settings)
 
 
@@ -139,7 +139,7 @@ def test_settings_that_do_not_go_together_are_refused(
     overrides: list[str], processes: int, told: str
 ) -> None:
     with pytest.raises(SettingsError, match=told):
-        check_settings(load_settings(TOY, overrides), processes)
+        check_settings(load_settings(TOY, overrides), processes, on_gpu=False)
 
 
 def test_a_comparison_is_checked_like_the_run(tmp_path: Path) -> None:

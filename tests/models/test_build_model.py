@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.convert.load import load_hf
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.models.gpt import build_model, transformer_config
 from megatron_vr.models.log_prob import Targets
-from megatron_vr.models.spec import check_spec
+from megatron_vr.models.spec import spec_here
 from megatron_vr.parallel.layout import Layout
 from tests.models.reference import VOCABULARY, label_log_probs, save_gradients, tiny_model
 
@@ -206,16 +207,17 @@ def test_losses_are_sums_whenever_gradients_are_reduced(tmp_path: Path) -> None:
 )
 def test_missing_transformer_engine_names_the_extra() -> None:
     with pytest.raises(SettingsError, match=r"megatron-vr\[gpu\]"):
-        check_spec("te")
+        spec_here("te")
 
 
 def test_an_unknown_spec_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"model\.spec='fast'"):
-        check_spec("fast")
+        spec_here("fast")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "number_format"), [("tensorwise", "hybrid"), ("blockwise", "e4m3")]
+    ("recipe", "number_format"),
+    [("tensorwise", "hybrid"), ("delayed", "hybrid"), ("blockwise", "e4m3")],
 )
 def test_fp8_is_asked_of_megatron_with_the_format_of_its_recipe(
     recipe: Any, number_format: str, tmp_path: Path
@@ -224,6 +226,6 @@ def test_fp8_is_asked_of_megatron_with_the_format_of_its_recipe(
     model = read_architecture(tmp_path)
     # The fields of the te spec cannot be made where Transformer Engine is missing.
     options: dict[str, Any] = {"spec": "plain", "dtype": "bfloat16", "recompute": "none"}
-    config = transformer_config(model, Layout(), **options, fp8=recipe)
+    config = transformer_config(model, Layout(), **options, fp8=Fp8Settings(recipe=recipe))
     assert (config.fp8, config.fp8_recipe) == (number_format, recipe)
     assert transformer_config(model, Layout(), **options).fp8 is None

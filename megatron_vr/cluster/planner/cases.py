@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from megatron_vr.algorithm.megatron import layout_of
 from megatron_vr.cluster.planner.case import Case
 from megatron_vr.config.settings import Settings
+from megatron_vr.config.spec_choice import resolve_spec
 from megatron_vr.models.architecture import Architecture
 
 
@@ -26,7 +27,7 @@ def training_case(model: Model, processes: int, micro_batch_tokens: int) -> Case
         layout=layout_of(s),
         processes=processes,
         micro_batch_tokens=micro_batch_tokens,
-        spec=s.model.spec,
+        spec=resolve_spec(s.model.spec, on_gpu=True),
         dtype=s.model.dtype,
         fp8=s.model.fp8 is not None,
         recompute=s.model.recompute,
@@ -43,7 +44,7 @@ def scoring_case(model: Model, processes: int) -> Case:
         layout=layout_of(s),
         processes=processes,
         micro_batch_tokens=s.scoring.micro_batch_tokens,
-        spec=s.model.spec,
+        spec=resolve_spec(s.model.spec, on_gpu=True),
         dtype=s.model.dtype,
         log_prob_chunk=s.model.log_prob_chunk,
     )

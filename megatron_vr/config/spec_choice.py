@@ -1,0 +1,15 @@
+"""Plain torch or Transformer Engine: what the setting `model.spec` stands for. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+SpecName = Literal["auto", "plain", "te"]
+Spec = Literal["plain", "te"]
+
+
+def resolve_spec(name: SpecName, on_gpu: bool) -> Spec:
+    """The layers that the setting `name` stands for: with `auto` those of the device."""
+    if name == "auto":
+        return "te" if on_gpu else "plain"
+    return name
