@@ -15,31 +15,24 @@ from megatron.core.optimizer import (
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.config.settings import OptimizerSettings
 from megatron_vr.errors import SettingsError
+from megatron_vr.training.megatron_settings import optimizer_fields
 
 
 def build_optimizer(
-    models: Sequence[DistributedDataParallel], settings: OptimizerSettings, dtype: torch.dtype
+    models: Sequence[DistributedDataParallel],
+    settings: OptimizerSettings,
+    dtype: torch.dtype,
+    fp8: Fp8Settings | None = None,
 ) -> MegatronOptimizer:
     """Megatron's distributed AdamW over the parameters (of type `dtype`) of this rank's `models`.
 
     Norms and biases are not decayed. Main parameters and moments are float32.
     """
-    config = OptimizerConfig(
-        optimizer="adam",
-        lr=settings.learning_rate,
-        min_lr=settings.learning_rate * settings.final_fraction,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.beta1,
-        adam_beta2=settings.beta2,
-        adam_eps=settings.epsilon,
-        clip_grad=settings.clip,
-        bf16=dtype == torch.bfloat16,
-        params_dtype=dtype,
-        use_distributed_optimizer=True,
-        overlap_param_gather=models[0].ddp_config.overlap_param_gather,
-    )
+    overlap = models[0].ddp_config.overlap_param_gather
+    config = OptimizerConfig(**optimizer_fields(settings, dtype, overlap=overlap, fp8=fp8))
     optimizer = get_megatron_optimizer(
         config, list(models), config_overrides=get_standard_config_overrides(config)
     )

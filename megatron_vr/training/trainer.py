@@ -141,9 +141,9 @@ class _Training:
         models = _build(job, architecture)
         if newest is None:
             load_hf(models, job.start_model, architecture)
-        self.models = wrap_models(models, overlap=job.overlap)
+        self.models = wrap_models(models, overlap=job.overlap, fp8=job.model.fp8)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[job.model.dtype]
-        optimizer = build_optimizer(self.models, job.settings.optimizer, dtype)
+        optimizer = build_optimizer(self.models, job.settings.optimizer, dtype, job.model.fp8)
         schedule = build_schedule(optimizer, job.settings.optimizer, self.plan.steps)
         self.state = TrainingState(models, optimizer, schedule)
         self.done = Progress() if newest is None else checkpoints.load(newest, self.state)

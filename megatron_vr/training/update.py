@@ -21,9 +21,11 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.models.log_prob import Targets
 from megatron_vr.objectives.loss import derivative_by_log_prob, weighted_negative_log_likelihood
 from megatron_vr.training.clock import StepClock, peak_memory_gib
+from megatron_vr.training.megatron_settings import ddp_fields
 from megatron_vr.training.micro_batch import MicroBatch
 from megatron_vr.training.optimizer import clip_gradient, step_with_clipped
 
@@ -57,18 +59,15 @@ class Outcome:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def wrap_models(models: Sequence[Any], *, overlap: bool = False) -> list[DistributedDataParallel]:
+def wrap_models(
+    models: Sequence[Any], *, overlap: bool = False, fp8: Fp8Settings | None = None
+) -> list[DistributedDataParallel]:
     """This rank's stages with gradient buffers that are summed over the data-parallel ranks.
 
     Gradients are summed as they are: the loss alone says what they are divided by. With `overlap`
     they are summed, and updated weights gathered, while the model computes.
     """
-    config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=True,
-        overlap_grad_reduce=overlap,
-        overlap_param_gather=overlap,
-    )
+    config = DistributedDataParallelConfig(**ddp_fields(overlap=overlap, fp8=fp8))
     finalise = SumGradients()
     wrapped = []
     for chunk, model in enumerate(models):
