@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -127,6 +128,23 @@ def _check_stages(layout: Layout, layers: int) -> None:
         )
 
 
+def device_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a rank with a GPU wants in its `environment` before CUDA begins, and does not find there.
+
+    One queue to the device, so that up to Hopper a collective that hides behind a product begins
+    before it (as Megatron asks for with tensor parallelism). Memory in segments that grow: packs
+    differ in length, and their tensors would leave holes.
+    """
+    wanted = {
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    # The newer name of the second.
+    if "PYTORCH_ALLOC_CONF" in environment:
+        del wanted["PYTORCH_CUDA_ALLOC_CONF"]
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
 def join_world(timeout_minutes: float) -> None:
     """Initialise torch.distributed: nccl where there is a GPU, else gloo. Twice is harmless.
 
@@ -143,6 +161,7 @@ def join_world(timeout_minutes: float) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
+        os.environ |= device_defaults(os.environ)
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl"
     else:

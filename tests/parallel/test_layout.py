@@ -17,7 +17,13 @@ import torch.distributed as dist
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.parallel import cpu_compat
-from megatron_vr.parallel.layout import Layout, check_layout, initialise, join_world
+from megatron_vr.parallel.layout import (
+    Layout,
+    check_layout,
+    device_defaults,
+    initialise,
+    join_world,
+)
 
 # Megatron's parts for other models, hardware and duties than ours.
 NOT_USED = (
@@ -180,3 +186,12 @@ def test_every_part_of_megatron_that_training_runs_and_that_names_cuda_is_known(
     }
     unused = {name for name in naming if any(word in name for word in NOT_USED)}
     assert naming - unused == set(cpu_compat.FACTORY_CALLERS)
+
+
+def test_a_rank_with_a_gpu_keeps_what_its_environment_says() -> None:
+    assert device_defaults({}) == {
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }
+    own = {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}
+    assert device_defaults(own) == {}
