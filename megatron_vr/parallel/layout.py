@@ -129,7 +129,7 @@ def _check_stages(layout: Layout, layers: int) -> None:
 
 
 def device_defaults(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a rank with a GPU wants in its `environment` before CUDA begins, and does not find there.
+    """What a rank with a GPU lacks in its `environment` when CUDA begins.
 
     One queue to the device, so that up to Hopper a collective that hides behind a product begins
     before it (as Megatron asks for with tensor parallelism). Memory in segments that grow: packs
