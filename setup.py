@@ -66,6 +66,7 @@ setup(
             "pytest-timeout",
             "hypothesis",
             "scipy",
+            'triton; platform_system == "Linux"',  # the head's kernels, interpreted on a CPU
             "tiktoken",
             "dashscope",
             "ruff",

@@ -112,9 +112,10 @@ class LogProbModel(GPTModel):
         """Positions the head projects at once."""
         if self.log_prob_chunk != "auto":
             return self.log_prob_chunk
-        memory = LOGITS_ON_CPU if self.config.use_cpu_initialization else LOGITS_ON_GPU
         rows = self.vocab_size // self.config.tensor_model_parallel_size
-        return max(1, memory // (rows * torch.float32.itemsize))
+        if self.config.use_cpu_initialization:
+            return max(1, LOGITS_ON_CPU // (rows * torch.float32.itemsize))
+        return max(1, LOGITS_ON_GPU // (rows * self.config.params_dtype.itemsize))
 
 
 def build_model(

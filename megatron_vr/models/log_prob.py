@@ -25,7 +25,11 @@ from megatron.core import tensor_parallel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_vr.models.softmax import first_look, second_look
 from megatron_vr.models.vocabulary import VocabularyShard
+
+# Whether torch can add a product of bfloat16 to float32 on a GPU without rounding it before.
+_ADDS_IN_FLOAT32 = "dtype_out" in torch.ops.aten.addmm.overloads()
 
 # How far the derivative that backward brings may be from the one announced, relative to it.
 DERIVATIVE_TOLERANCE = 1e-4
@@ -132,14 +136,12 @@ class ChunkedLogProb(torch.autograd.Function):
         target = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         normaliser = torch.empty_like(target)
         for part in _parts(len(labels), chunk):
-            logits = shard.logits(hidden[part], weight)
-            target[part] = shard.at(logits, labels[part])
-            powers, total, largest = shard.exponentials(logits)
-            normaliser[part] = largest + total.log()
+            logits = first_look(shard, hidden[part], weight, labels[part])
+            target[part], normaliser[part] = logits.target, logits.normaliser
             if gradients is not None and derivative is not None:
-                gradients.add(part, shard.gradient(powers, total, labels[part], derivative[part]))
+                gradients.add(part, logits.gradient(derivative[part]))
             # Or this chunk's memory lives on while the next one is made.
-            del logits, powers
+            del logits
         target.masked_fill_(shard.unknown(labels), float("nan"))
         # The parameter itself, not a saved copy, carries DDP's marks.
         ctx.weight, ctx.shard, ctx.chunk, ctx.gradients = weight, shard, chunk, gradients
@@ -158,11 +160,10 @@ class ChunkedLogProb(torch.autograd.Function):
         hidden, labels, normaliser = ctx.saved_tensors
         gradients = _Gradients.of(hidden, ctx.weight, ctx.needs_input_grad[:2])
         for part in _parts(len(labels), ctx.chunk):
-            probabilities = ctx.shard.logits(hidden[part], ctx.weight)
-            probabilities.sub_(normaliser[part, None]).exp_()
-            one = torch.ones_like(normaliser[part])
-            gradients.add(part, ctx.shard.gradient(probabilities, one, labels[part], grad[part]))
-            del probabilities
+            known = labels[part], normaliser[part]
+            logits = second_look(ctx.shard, hidden[part], ctx.weight, *known)
+            gradients.add(part, logits.gradient(grad[part]))
+            del logits
         return (*gradients.returned(), None, None, None, None)
 
 
@@ -200,7 +201,7 @@ class _Gradients:
         )
 
     def add(self, part: slice, logits: Tensor) -> None:
-        """Take up a chunk's gradient by its logits [chunk, rows] float32."""
+        """Take up a chunk's gradient by its logits [chunk, rows]."""
         logits = logits.to(self.parameter.dtype)
         if self.hidden is not None:
             torch.mm(logits, self.parameter.detach(), out=self.hidden[part])
@@ -208,6 +209,9 @@ class _Gradients:
             return
         if self.weight.dtype == logits.dtype:
             self.weight.addmm_(logits.t(), self.states[part])
+        elif self.weight.is_cuda and _ADDS_IN_FLOAT32:
+            terms = self.weight, logits.t(), self.states[part]
+            torch.addmm(*terms, out_dtype=self.weight.dtype, out=self.weight)  # type: ignore[call-overload]
         else:
             self.weight.add_(torch.mm(logits.t(), self.states[part]))
 

@@ -44,20 +44,33 @@ class VocabularyShard:
     def at(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The logits [n] of `labels` [n], from whichever rank has them."""
         local, mine = self._local(labels)
-        return self._summed(logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, 0.0))
+        return self.summed(logits.gather(1, local[:, None])[:, 0].masked_fill(~mine, 0.0))
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Each label's column here, −1 where it is another rank's."""
+        local, mine = self._local(labels)
+        return local.masked_fill(~mine, -1)
+
+    def log_sum(self, largest: Tensor, total: Tensor) -> Tensor:
+        """log Σ exp l [n] over all ranks, of each of which `largest` [n] is the greatest logit m
+        and `total` [n] Σ exp(l − m)."""
+        if self.group.size() == 1:
+            return largest + total.log()
+        over_all = self._greatest(largest.clone())
+        return over_all + self.summed(total * (largest - over_all).exp()).log()
 
     def exponentials(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """exp(logit − m) in the memory of `logits`, its sum [n] over all ranks, and m [n]."""
         largest = self._largest(logits)
         powers = logits.sub_(largest[:, None]).exp_()
-        return powers, self._summed(powers.sum(dim=1)), largest
+        return powers, self.summed(powers.sum(dim=1)), largest
 
     def entropy(self, logits: Tensor) -> Tensor:
         """log Σ exp l − Σ p·l [n] in nats; overwrites `logits`."""
         shifted = logits.sub_(self._largest(logits)[:, None])[:, : self.real]
         powers = shifted.exp()
         total = powers.sum(dim=1)
-        sums = self._summed(torch.stack((total, powers.mul_(shifted).sum(dim=1))))
+        sums = self.summed(torch.stack((total, powers.mul_(shifted).sum(dim=1))))
         return sums[0].log() - sums[1] / sums[0]
 
     def gradient(self, powers: Tensor, total: Tensor, labels: Tensor, derivative: Tensor) -> Tensor:
@@ -76,12 +89,15 @@ class VocabularyShard:
         return local.masked_fill(~mine, 0), mine
 
     def _largest(self, logits: Tensor) -> Tensor:
-        largest = logits.amax(dim=1)
-        if self.group.size() > 1:
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
-        return largest
+        return self._greatest(logits.amax(dim=1))
 
-    def _summed(self, values: Tensor) -> Tensor:
+    def _greatest(self, values: Tensor) -> Tensor:
+        if self.group.size() > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the ranks, in their memory."""
         if self.group.size() > 1:
             dist.all_reduce(values, group=self.group)
         return values

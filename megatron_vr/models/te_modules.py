@@ -1,0 +1,74 @@
+"""Transformer Engine's modules in a model: what must be set on them, or kept from them.
+
+They are known by the attributes they have; nothing here imports Transformer Engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+EXTRA_STATE = "_extra_state"
+# Since 2.20 Transformer Engine reads its pickled state only where this is "1".
+TRUST = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+
+
+def te_linears(models: Iterable[torch.nn.Module]) -> Iterator[torch.nn.Module]:
+    """Its matrix products in `models`: linear layers, with a norm before them or not."""
+    for model in models:
+        for module in model.modules():
+            if hasattr(module, "fuse_wgrad_accumulation"):
+                yield module
+
+
+def fuse_weight_gradients(models: Iterable[torch.nn.Module]) -> int:
+    """Let the products of weight gradients add to `main_grad` by themselves; how many do.
+
+    Otherwise each product writes a bfloat16 gradient that DDP adds to the float32 sum: one more
+    pass over memory, and a rounding for every micro-batch. Megatron's own setting for it
+    (`gradient_accumulation_fusion`) is out of reach, since with it Megatron's own linear layers,
+    of which the model has two that are never called, refuse to be made without apex. Transformer
+    Engine reads the attribute at each forward pass. To be called once DDP has made `main_grad`,
+    which must be zero before a step's first micro-batch. Raises ValueError before that.
+    """
+    count = 0
+    for linear in te_linears(models):
+        matrices = [weight for weight in linear.parameters(recurse=False) if weight.dim() > 1]
+        if not all(hasattr(weight, "main_grad") for weight in matrices):
+            raise ValueError("weight gradients can be fused in a model that DDP has wrapped only")
+        linear.fuse_wgrad_accumulation = True  # type: ignore[assignment]
+        count += 1
+    return count
+
+
+def without_extra_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A module's (sharded) state less Transformer Engine's own: scales of trainings in FP8."""
+    return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
+
+
+def with_no_extra_state(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` made whole for `module.load_state_dict`, which leaves Transformer Engine's own state
+    as it is."""
+    missing = [key for key in module.state_dict() if key.endswith(EXTRA_STATE)]
+    return {**state, **dict.fromkeys(missing)}
+
+
+@contextmanager
+def own_extra_state() -> Iterator[None]:
+    """Inside, Transformer Engine reads the scales of the delayed recipe from its pickled state.
+
+    To be used for checkpoints of a training's own folder alone, whose other files are pickled too.
+    """
+    before = os.environ.get(TRUST)
+    os.environ[TRUST] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRUST]
+        else:
+            os.environ[TRUST] = before
