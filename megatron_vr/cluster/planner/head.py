@@ -28,30 +28,41 @@ def chunk_of(case: Case) -> int:
     """Positions that are projected at once."""
     if case.log_prob_chunk != "auto":
         return case.log_prob_chunk
-    return max(1, AUTO_LOGITS[case.spec] // (Widths.of(case).rows * _FLOAT32))
+    w = Widths.of(case)
+    item = w.item if case.spec == "te" else _FLOAT32
+    return max(1, AUTO_LOGITS[case.spec] // (w.rows * item))
 
 
 def training_head(case: Case) -> HeadMemory:
     """With a log-prob for every token: hidden states at the targets and their gradient are kept;
-    while it computes there are a chunk's logits, once more in the weights' type, the part of the
-    weight's gradient that they give, and the hidden states as the last norm left them."""
+    while it computes there are a chunk's logits and the hidden states as the last norm left them.
+
+    Without a GPU also the logits once more in the weights' type, and the part of the weight's
+    gradient that they give."""
     w = Widths.of(case)
     kept = 2 * w.whole + _small(w)
     single = case.architecture.tied and case.layout.pipeline == 1
     # Autograd holds zeros until it adds the embedding's own gradient to them.
     zeros = w.rows * w.hidden * w.item if single else 0
-    copies = 0 if w.item == _FLOAT32 else w.item
-    logits = _chunk(case, w) * w.rows * (_FLOAT32 + copies)
-    weight = w.rows * w.hidden * copies
+    weight = 0 if case.spec == "te" else w.rows * w.hidden * _copy(w)
+    logits = _logits(case, w)
     return HeadMemory(kept, kept + zeros, kept + w.boundary + w.gathered + logits + weight)
 
 
 def scoring_head(case: Case) -> int:
-    """Bytes while it computes: hidden states and a chunk's logits, before and after rounding."""
+    """Bytes while it computes: hidden states and a chunk's logits."""
     w = Widths.of(case)
-    copies = 0 if w.item == _FLOAT32 else w.item
-    logits = _chunk(case, w) * w.rows * (_FLOAT32 + copies)
-    return w.boundary + w.gathered + w.whole + logits + _small(w)
+    return w.boundary + w.gathered + w.whole + _logits(case, w) + _small(w)
+
+
+def _logits(case: Case, w: Widths) -> int:
+    """A chunk's: on a GPU as the product leaves them, else float32 and the product's own."""
+    item = w.item if case.spec == "te" else _FLOAT32 + _copy(w)
+    return _chunk(case, w) * w.rows * item
+
+
+def _copy(w: Widths) -> int:
+    return 0 if w.item == _FLOAT32 else w.item
 
 
 def _chunk(case: Case, w: Widths) -> int:
