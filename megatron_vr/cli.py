@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import typer
 from megatron_vr.cli_cluster import submit
 from megatron_vr.cli_convert import app as convert
 from megatron_vr.cli_convert import quantize
+from megatron_vr.cli_doctor import doctor
 from megatron_vr.cli_errors import AsJson, Config, Overrides, guarded
 from megatron_vr.cli_evaluate import benchmarks, compare, evaluate
 from megatron_vr.cli_plan import plan
@@ -33,6 +33,8 @@ STAGES = {
     "export": "Write trained checkpoints as Hugging Face folders.",
 }
 
+TRAININGS = ("sft", "posterior", "train")
+
 app = typer.Typer(
     help="Variational reasoning for language models on Megatron-Core.",
     no_args_is_help=True,
@@ -45,6 +47,31 @@ Iteration = Annotated[int, typer.Option(help="t of Algorithm 1")]
 Arm = Annotated[str, typer.Option(help="row of the results table")]
 StartOver = Annotated[
     bool, typer.Option("--start-over", help="delete stages made under other settings")
+]
+
+
+Fp8Check = Annotated[
+    int | None,
+    typer.Option(
+        "--fp8-check",
+        min=1,
+        metavar="STEPS",
+        help="do not train: make the first STEPS steps of this training twice, in bfloat16 and as "
+        "model.fp8 says, and compare their losses and speed; exit code 1 where they are too far "
+        "apart or FP8 is not finite. Writes fp8-check.json and .png into the training's folder",
+        show_default=False,
+    ),
+]
+Fp8Gap = Annotated[
+    float | None,
+    typer.Option(
+        "--fp8-gap",
+        min=0.0,
+        metavar="SHARE",
+        help="with --fp8-check: how far the mean losses of the last tenth of the steps (at least "
+        "10) may be apart, as a share of the loss  [default: 0.005]",
+        show_default=False,
+    ),
 ]
 
 
@@ -85,6 +112,28 @@ def _stage_command(stage: str) -> Callable[..., None]:
     ) -> None:
         with guarded():
             _run_stage(stage, config, overrides or [], iteration, arm, start_over)
+
+    return command
+
+
+def _training_command(stage: str) -> Callable[..., None]:
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        iteration: Iteration = 1,
+        arm: Arm = "variational",
+        start_over: StartOver = False,
+        fp8_check: Fp8Check = None,
+        fp8_gap: Fp8Gap = None,
+    ) -> None:
+        with guarded():
+            if fp8_check is None and fp8_gap is None:
+                _run_stage(stage, config, overrides or [], iteration, arm, start_over)
+                return
+            from megatron_vr.cli_fp8_check import asked_for, run_fp8_check
+
+            asked = asked_for(fp8_check, fp8_gap, start_over)
+            run_fp8_check(stage, config, overrides or [], iteration, arm, asked)
 
     return command
 
@@ -157,9 +206,8 @@ def _pushed(
 for _stage, _help in STAGES.items():
     if _stage == "export":
         continue
-    app.command(_stage, help=f"{_help} One stage of `run`; its inputs must be done.")(
-        _stage_command(_stage)
-    )
+    _make = _training_command if _stage in TRAININGS else _stage_command
+    app.command(_stage, help=f"{_help} One stage of `run`; its inputs must be done.")(_make(_stage))
 
 
 app.add_typer(convert, name="convert")
@@ -173,6 +221,7 @@ app.command()(cancel)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(benchmarks)
+app.command()(doctor)
 
 
 @app.command()
@@ -184,19 +233,6 @@ def report(
 
     with guarded():
         typer.echo(write_report(folder))
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, and optional parts: found or missing, and what each is for."""
-    from megatron_vr.report.doctor import examine, print_findings
-
-    with guarded():
-        findings = examine()
-        if as_json:
-            typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
-        else:
-            print_findings(findings)
 
 
 def _seeds(text: str) -> list[int]:

@@ -52,7 +52,6 @@ def plan(
     """
     from megatron_vr.cluster.plan_tables import print_plan
     from megatron_vr.cluster.planned import Asked, plan_run
-    from megatron_vr.config.load import load_settings
 
     with guarded():
         found = plan_run(
@@ -69,7 +68,6 @@ def plan(
         if as_json:
             typer.echo(json.dumps(found.as_json(), indent=1))
         else:
-            fp8 = load_settings(config, overrides or []).model.fp8
-            print_plan(found, None if fp8 is None else fp8.recipe)
+            print_plan(found)
     if found.faults:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from megatron_vr.algorithm.run import (
     read_results,
 )
 from megatron_vr.config.load import load_settings
+from megatron_vr.config.settings import ParallelSettings
 from megatron_vr.errors import Requeue, StageError
 from megatron_vr.evaluation.spread import spread
 from megatron_vr.evaluation.table import print_results
@@ -34,10 +36,13 @@ from megatron_vr.parallel.world import World
 from megatron_vr.rollout.engine import never
 from megatron_vr.traces.durable import write_durably
 
+# What a rank does of its world; it asks whether another one was asked to stop.
+Work = Callable[[World, Callable[[], bool]], None]
+
 
 def run_once(config: Path, overrides: Sequence[str], start_over: bool, as_json: bool) -> None:
     """One run, its results table and its report."""
-    with _stoppable() as interrupt:
+    with stoppable() as interrupt:
         _run_once(config, overrides, start_over, as_json, interrupt)
 
 
@@ -46,7 +51,7 @@ def run_seeds(
 ) -> None:
     """The run once per seed in `<run.folder>/seed-N`, then mean ± spread of every number."""
     root = load_settings(config, overrides).run.folder
-    with _stoppable() as interrupt:
+    with stoppable() as interrupt:
         for seed in seeds:
             own = [*overrides, f"run.seed={seed}", f"run.folder={root / f'seed-{seed}'}"]
             _run_once(config, own, start_over, False, interrupt)
@@ -64,7 +69,7 @@ def run_stage(
     """The nodes of one stage of one row in one iteration."""
     prepared = prepare(load_settings(config, overrides), start_over=start_over)
     nodes = nodes_of(prepared, stage, iteration, arm)
-    with _stoppable() as interrupt:
+    with stoppable() as interrupt:
         if is_launched():
             _as_rank(prepared, nodes, start_over, interrupt)
             return
@@ -89,7 +94,7 @@ def run_node(
     settings = load_settings(config, overrides)
     asked = Asked(name, hosts_of(settings, nodes, node_rank, meet), processes, servers)
     stage = prepare_stage(settings, asked)
-    with _stoppable() as interrupt:
+    with stoppable() as interrupt:
         if is_launched():
             _as_rank(stage.prepared, [stage.node], False, interrupt)
         elif stage.node.stage == "problems":
@@ -118,7 +123,8 @@ def push_model(
 
 
 @contextmanager
-def _stoppable() -> Iterator[Interrupt]:
+def stoppable() -> Iterator[Interrupt]:
+    """Inside, signals that ask to stop are noted."""
     interrupt = Interrupt()
     interrupt.install()
     try:
@@ -179,27 +185,31 @@ def _work_or_launch(
 
 
 def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool, interrupt: Interrupt) -> bool:
-    """Work as one rank of several; whether it is the main one.
+    """Work on `nodes` as one rank of several; whether it is the main one."""
+    work = partial(_read_and_execute, prepared, nodes, start_over, interrupt)
+    return as_rank(prepared.settings.parallel, work)
+
+
+def as_rank(settings: ParallelSettings, work: Work) -> bool:
+    """Do `work` as one rank of several; whether it is the main one.
 
     The other ranks end when one dies or fails. That a run stopped is told once, by the main one.
     """
     from megatron_vr.parallel.heartbeat import Heartbeat
     from megatron_vr.parallel.layout import join_world
 
-    settings = prepared.settings.parallel
     world = World.from_environment()
     try:
         with blaming_this_host():
             join_world(settings.timeout_minutes)
         if world.size == 1:
-            _read_and_execute(prepared, nodes, start_over, world, interrupt)
+            with blaming_this_host():
+                work(world, never)
             return True
         with Heartbeat(world, settings.dead_after_seconds) as heartbeat:
             try:
-                _read_and_execute(
-                    *(prepared, nodes, start_over, world, interrupt),
-                    peer_stopped=lambda: heartbeat.peer_stopped,
-                )
+                with blaming_this_host():
+                    work(world, lambda: heartbeat.peer_stopped)
             except RuntimeError as error:
                 heartbeat.explain(error)
                 raise
@@ -210,19 +220,15 @@ def _as_rank(prepared: Prepared, nodes: list[Node], start_over: bool, interrupt:
     return world.is_main
 
 
-@blaming_this_host()
 def _read_and_execute(
     prepared: Prepared,
     nodes: list[Node],
     start_over: bool,
-    world: World,
     interrupt: Interrupt,
-    peer_stopped: Callable[[], bool] = never,
+    world: World,
+    peer_stopped: Callable[[], bool],
 ) -> None:
-    # Where torchrun started the ranks, nobody has read the problems yet.
-    if world.is_main and not is_launched_by_us():
-        read_problems(prepared, interrupt, start_over=start_over)
-    world.barrier()
+    read_in_ranks(prepared, interrupt, world, start_over=start_over)
     execute(
         nodes,
         world,
@@ -231,6 +237,15 @@ def _read_and_execute(
         hand_over=is_launched_by_us(),
         peer_stopped=peer_stopped,
     )
+
+
+def read_in_ranks(
+    prepared: Prepared, interrupt: Interrupt, world: World, *, start_over: bool = False
+) -> None:
+    """Read the problems where torchrun started the ranks: nobody has done so yet."""
+    if world.is_main and not is_launched_by_us():
+        read_problems(prepared, interrupt, start_over=start_over)
+    world.barrier()
 
 
 def _tell(results: dict[str, Any], folder: Path, as_json: bool) -> None:

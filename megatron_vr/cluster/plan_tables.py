@@ -18,7 +18,7 @@ SHOWN_FP8 = 5
 HOUR = 3600
 
 
-def print_plan(report: Report, fp8: str | None, console: Console | None = None) -> None:
+def print_plan(report: Report, console: Console | None = None) -> None:
     """Memory, speed, hours, disk and assumptions; other layouts where they were searched for."""
     out = console or Console()
     out.print(
@@ -34,7 +34,7 @@ def print_plan(report: Report, fp8: str | None, console: Console | None = None) 
         _print_lines(_bases(report), out)
     _print_rest(report, out)
     if report.layouts is not None:
-        _print_layouts(report.layouts, fp8, out)
+        _print_layouts(report.layouts, out)
     for fault in report.faults:
         out.print(f"NOT AS IT IS: {fault}", highlight=False, soft_wrap=True, style="bold")
 
@@ -132,7 +132,7 @@ def _print_lines(lines: Iterable[str], out: Console) -> None:
     out.print()
 
 
-def _print_layouts(layouts: Sequence[Candidate], fp8: str | None, out: Console) -> None:
+def _print_layouts(layouts: Sequence[Candidate], out: Console) -> None:
     if not layouts:
         out.print(
             "no layout of `train` fits on these GPUs: use more nodes (--nodes), a device with more "
@@ -141,14 +141,14 @@ def _print_layouts(layouts: Sequence[Candidate], fp8: str | None, out: Console) 
         )
         return
     best = []
-    for told, shown, fp8_of in (("without FP8", SHOWN, False), ("with FP8", SHOWN_FP8, True)):
-        those = [one for one in layouts if one.case.fp8 is fp8_of]
+    for told, shown, in_fp8 in (("without FP8", SHOWN, False), ("with FP8", SHOWN_FP8, True)):
+        those = [one for one in layouts if (one.case.fp8 is not None) is in_fp8]
         if those:
             out.print(_layouts(those[:shown], f"{told}, the fastest of {len(those):,}"))
             best.append((told, those[0]))
     for told, one in best:
         out.print(f"# the fastest {told}", highlight=False)
-        out.print(snippet(one, fp8) + "\n", highlight=False, soft_wrap=True)
+        out.print(snippet(one) + "\n", highlight=False, soft_wrap=True)
 
 
 def _layouts(layouts: Sequence[Candidate], told: str) -> Table:

@@ -7,6 +7,7 @@ holds. The whole parameter is made from Hugging Face tensors by the table, and c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -24,6 +25,9 @@ from megatron_vr.convert.maps import Index, source_shapes, split_layer, weight_m
 from megatron_vr.convert.transforms import to_megatron
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture
+from megatron_vr.models.te_modules import fillable, with_no_extra_state, without_extra_state
+
+_UNREADABLE = (CheckpointException, CheckpointingException, KeyError, OSError, RuntimeError)
 
 
 @torch.no_grad()
@@ -39,25 +43,35 @@ def load_hf(
     check_tensors(weights, architecture)
     source = _WholeParameters(weights, architecture)
     for model in models:
-        tally = _Tally(model)
-        for shard in sharded_tensors(model):
-            shard.data.copy_(source.cut(shard))
-            tally.filled(shard)
-        tally.check()
+        with fillable(model):
+            tally = _Tally(model)
+            for shard in sharded_tensors(model):
+                shard.data.copy_(source.cut(shard))
+                tally.filled(shard)
+            tally.check()
 
 
 @torch.no_grad()
 def load_megatron(models: Sequence[MegatronModule], folder: str | Path) -> None:
     """Fill this rank's `models` from a torch_dist checkpoint of this model at any layout, through
-    Megatron's own loader. Raises CheckpointError where that fails."""
+    Megatron's own loader. Raises CheckpointError where that fails.
+
+    Its layers may be plain or Transformer Engine's; scales of a training in FP8 are not taken up.
+    """
     keys = ["model"] if len(models) == 1 else [f"model{i}" for i in range(len(models))]
-    state = {key: model.sharded_state_dict() for key, model in zip(keys, models, strict=True)}
-    try:
-        loaded = dist_checkpointing.load(state, str(folder))
-    except (CheckpointException, CheckpointingException, KeyError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded by Megatron ({error}).") from error
-    for key, model in zip(keys, models, strict=True):
-        model.load_state_dict(loaded[key])
+    with ExitStack() as entered:
+        for model in models:
+            entered.enter_context(fillable(model))
+        state = {
+            key: without_extra_state(model.sharded_state_dict())
+            for key, model in zip(keys, models, strict=True)
+        }
+        try:
+            loaded = dist_checkpointing.load(state, str(folder))
+        except _UNREADABLE as error:
+            raise CheckpointError(f"{folder} cannot be loaded by Megatron ({error}).") from error
+        for key, model in zip(keys, models, strict=True):
+            model.load_state_dict(with_no_extra_state(model, loaded[key]))
 
 
 def place_of(shard: ShardedTensor) -> tuple[str, Index]:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from megatron_vr.config.settings import ModelSettings
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.models.parts import Parts, at_least
@@ -20,11 +23,15 @@ _SWITCHES = {
 # Known to compute wrongly, and passed over by Transformer Engine.
 BROKEN_CUDNN = ("9.10.0", "9.10.1")
 
-OLDEST_FLASH_ATTN = "2.1.1"
-# Of Transformer Engine from a version on, the newest flash-attn it takes; what comes after the
-# last row is not known.
-NEWEST_FLASH_ATTN = (("2.8", "2.8.1"), ("2.10", "2.8.3"))
-LAST_KNOWN_ENGINE = "2.20.2"
+# The flash-attn that Transformer Engine takes, from a version of it on; of later ones than the last
+# that was looked at, only the oldest flash-attn is known.
+OLDEST_FLASH_ATTN = ">=2.1.1"
+FLASH_ATTN = (
+    ("2.8", SpecifierSet(f"{OLDEST_FLASH_ATTN},<=2.8.1")),
+    ("2.10", SpecifierSet(f"{OLDEST_FLASH_ATTN},<=2.8.3")),
+    ("2.20", SpecifierSet(f"{OLDEST_FLASH_ATTN},<2.8.4")),
+    ("2.20.3", SpecifierSet(OLDEST_FLASH_ATTN)),
+)
 
 
 def switch_faults(model: ModelSettings, parts: Parts) -> Iterator[str]:
@@ -63,12 +70,19 @@ def attention_faults(
 
 
 def _fused_faults(architecture: Architecture, parts: Parts) -> Iterator[str]:
-    assert parts.capability is not None
+    assert parts.capability is not None and parts.transformer_engine is not None
     instead = "set model.attention: flash (flash-attn), or model.spec: plain"
     if parts.capability < (9, 0):
         yield (
             f"model.attention is fused, but on compute capability {_dotted(parts.capability)} "
             f"Transformer Engine has no fused attention for packs, only from 9.0 on; {instead}"
+        )
+        return
+    if parts.capability[0] == 12 and not at_least(parts.transformer_engine, "2.18"):
+        yield (
+            f"model.attention is fused, but on compute capability {_dotted(parts.capability)} "
+            f"Transformer Engine {parts.transformer_engine} computes wrong gradients of packs "
+            f"(issue 3333); install 2.18 or later, or {instead}"
         )
         return
     if parts.cudnn is None:
@@ -107,23 +121,14 @@ def _flash_faults(parts: Parts) -> Iterator[str]:
             "flash-attn), or set model.attention: fused"
         )
         return
-    newest = _newest_flash_attn(parts.transformer_engine or LAST_KNOWN_ENGINE)
-    early = not at_least(parts.flash_attn, OLDEST_FLASH_ATTN)
-    late = newest is not None and at_least(parts.flash_attn, newest) and parts.flash_attn != newest
-    if early or late:
-        known = f"{OLDEST_FLASH_ATTN} to {newest}" if newest else f"{OLDEST_FLASH_ATTN} and later"
+    assert parts.transformer_engine is not None
+    known = [taken for start, taken in FLASH_ATTN if at_least(parts.transformer_engine, start)][-1]
+    if Version(parts.flash_attn) not in known:
         yield (
             f"model.attention is flash, but flash-attn is {parts.flash_attn}, and Transformer "
             f"Engine {parts.transformer_engine} takes {known}; install one of those, or set "
             "model.attention: fused"
         )
-
-
-def _newest_flash_attn(engine: str) -> str | None:
-    if at_least(engine, LAST_KNOWN_ENGINE) and engine != LAST_KNOWN_ENGINE:
-        return None
-    fitting = [newest for start, newest in NEWEST_FLASH_ATTN if at_least(engine, start)]
-    return fitting[-1] if fitting else NEWEST_FLASH_ATTN[0][1]
 
 
 def _fp8_faults(parts: Parts) -> Iterator[str]:

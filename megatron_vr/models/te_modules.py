@@ -6,7 +6,7 @@ They are known by the attributes they have; nothing here imports Transformer Eng
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,58 @@ def fuse_weight_gradients(models: Iterable[torch.nn.Module]) -> int:
         linear.fuse_wgrad_accumulation = True  # type: ignore[assignment]
         count += 1
     return count
+
+
+def quantised(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Parameter]]:
+    """Of each parameter of `model` that is kept in FP8 alone its module, its name there, and it."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if hasattr(parameter, "quantize_"):
+                yield module, name, parameter
+
+
+@contextmanager
+def replaced(
+    model: torch.nn.Module, value: Callable[[torch.nn.Parameter], torch.Tensor]
+) -> Iterator[None]:
+    """Inside, `value` of each parameter that is kept in FP8 alone stands in its place, so that
+    `model` and its (sharded) state are as without FP8."""
+    originals = list(quantised(model))
+    try:
+        for module, name, parameter in originals:
+            module.register_parameter(name, torch.nn.Parameter(value(parameter), False))
+        yield
+    finally:
+        for module, name, parameter in originals:
+            module.register_parameter(name, parameter)
+
+
+@contextmanager
+def fillable(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, what is written to the parameters of `model` may be written in parts.
+
+    A part written to one in FP8 would be scaled by itself, with the scale of the whole. So each
+    has a tensor of its precision in the host's memory in its place, the one that the optimizer
+    makes its main weights from where Transformer Engine keeps one: they begin unrounded. On
+    leaving the parameters get their values.
+    """
+    plain: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def initial(parameter: torch.nn.Parameter) -> torch.Tensor:
+        kept = getattr(parameter, "get_high_precision_init_val", lambda: None)()
+        plain[parameter] = on_host(parameter) if kept is None else kept
+        return plain[parameter]
+
+    with replaced(model, initial):
+        yield
+    with torch.no_grad():
+        for parameter, value in plain.items():
+            parameter.copy_(value.to(parameter.device))
+
+
+def on_host(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """An empty tensor of its shape and precision in the host's memory."""
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
 
 
 def without_extra_state(state: Mapping[str, Any]) -> dict[str, Any]:

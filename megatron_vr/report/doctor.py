@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One part; `found` is its version and what is known of it, None where it is missing."""
-
-    name: str
-    found: str | None
-    needed_for: str
-    without_it: str
+from megatron_vr.models.parts import find_parts, installed
+from megatron_vr.report.doctor_gpu import gpu_findings
+from megatron_vr.report.finding import Finding
 
 
 @dataclass(frozen=True)
@@ -38,21 +29,12 @@ class Part:
 NOTHING_RUNS = "nothing runs"
 SERVERS = "rollout servers (best in an environment of their own)"
 
-PARTS = (
+NEEDED = (
     Part("megatron-core", ("megatron-core",), "models, training, scoring", NOTHING_RUNS),
     Part("transformers", ("transformers",), "tokenizers, Hugging Face folders", NOTHING_RUNS),
-    Part(
-        "transformer-engine",
-        ("transformer-engine-torch", "transformer-engine"),
-        "fused layers, FP8, context parallelism (model.spec: te)",
-        "model.spec: plain, PyTorch layers on any device",
-    ),
-    Part(
-        "flash-attn",
-        ("flash-attn", "flash-attn-3"),
-        "attention kernels of Transformer Engine",
-        "it takes cuDNN's",
-    ),
+)
+
+OPTIONAL = (
     Part("vllm", ("vllm",), SERVERS, "the embedded engine samples"),
     Part("sglang", ("sglang",), SERVERS, "the embedded engine samples"),
     Part("nvidia-modelopt", ("nvidia-modelopt",), "FP8 release checkpoints", "none of those"),
@@ -69,24 +51,23 @@ PARTS = (
 
 
 def examine() -> list[Finding]:
-    """Every part that the package can use, installed or not; imports only torch."""
-    findings = [
+    """Every part that the package can use, installed or not; imports torch, and Transformer Engine
+    where there is a GPU."""
+    return [
         Finding("python", platform.python_version(), "everything", NOTHING_RUNS),
         Finding("torch", version("torch"), "everything", NOTHING_RUNS),
+        *(_finding(part) for part in NEEDED),
         Finding("GPUs", _gpus(), "models beyond a toy's size", "everything runs on the CPU"),
+        *gpu_findings(find_parts()),
+        *(_finding(part) for part in OPTIONAL),
+        _bubblewrap(),
     ]
-    for part in PARTS:
-        findings.append(Finding(part.name, _first(part), part.needed_for, part.without_it))
-        if part.name == "transformer-engine":
-            findings.append(_apex())
-    findings.append(_bubblewrap())
-    return findings
 
 
 def print_findings(findings: list[Finding], console: Console | None = None) -> None:
     """A table of what is there and what is not."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("part", no_wrap=True)
+    table.add_column("part", overflow="fold", min_width=20)
     for head in ("found", "needed for", "without it"):
         table.add_column(head, overflow="fold")
     for finding in findings:
@@ -97,41 +78,16 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
 
 def version(distribution: str) -> str | None:
     """The installed version, without importing anything."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    return installed(distribution)
 
 
-def apex_kind(folder: Path | None) -> str | None:
-    """Whose package named `apex` lies in `folder`: NVIDIA's kernels or PyPI's web toolkit."""
-    if folder is None:
-        return None
-    ours = any((folder / name).is_dir() for name in ("multi_tensor_apply", "normalization"))
-    return "NVIDIA's" if ours else "another project of that name"
+def _finding(part: Part) -> Finding:
+    return Finding(part.name, _first(part), part.needed_for, part.without_it)
 
 
 def _first(part: Part) -> str | None:
-    found = [(name, version(name)) for name in part.distributions]
-    installed = [(name, there) for name, there in found if there is not None]
-    if not installed:
-        return None
-    name, there = installed[0]
-    if part.name == "transformer-engine" and name == "transformer-engine":
-        return f"{there}, without its PyTorch part"
-    return there
-
-
-def _apex() -> Finding:
-    spec = importlib.util.find_spec("apex")
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    kind = apex_kind(Path(places[0])) if places else None
-    kernels = importlib.util.find_spec("amp_C") is not None
-    found = {"NVIDIA's": "NVIDIA's, with kernels" if kernels else "NVIDIA's, without its kernels"}
-    without = "Transformer Engine's or PyTorch's"
-    if kind is not None and kind not in found:
-        without += "; the `apex` installed here is PyPI's other project: uninstall it"
-    return Finding("apex", found.get(kind or ""), "a fused optimizer", without)
+    found = (version(name) for name in part.distributions)
+    return next((there for there in found if there is not None), None)
 
 
 def _bubblewrap() -> Finding:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from megatron_vr.report.plots.lines import Line
+from megatron_vr.report.plots.style import START, row_colours
 from megatron_vr.report.run_folder import RunFolder, Stage
 
 KINDS = {"sft": "π₀", "posterior": "posterior q", "train": "θ-step"}
@@ -43,3 +45,12 @@ def read_trainings(run: RunFolder, label: str, iteration: int) -> list[Training]
         if (stage.label, stage.iteration, stage.arm) == (label, iteration, arm)
     ]
     return [training for training in found if training.rows]
+
+
+def metric_line(
+    run: RunFolder, training: Training, metric: str, name: str, dashed: bool = False
+) -> Line:
+    """One metric over the steps of a training, in its row's colour."""
+    start = training.stage.label == "sft"
+    colour = START if start else row_colours(run.rows)[training.stage.arm]
+    return Line(name, colour, *training.curve(metric), dashed=dashed)

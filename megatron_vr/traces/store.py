@@ -31,6 +31,7 @@ FINGERPRINT = "fingerprint.json"
 DONE = "_DONE.json"
 PROGRESS = "progress.json"  # how far it is, for `status`; of no weight for the results
 _OF_NO_WEIGHT = {FINGERPRINT, f"{FINGERPRINT}.tmp", PROGRESS, f"{PROGRESS}.tmp"}
+_CHECKS = "fp8-check"  # begins the names of what `--fp8-check` leaves before a training begins
 # What a stage leaves where its folder has lost its fingerprint, or never got it.
 _REMAINS = re.compile(
     rf"part-\d{{5,}}\.(parquet|journal|tmp)|{DONE}|({FINGERPRINT}|{DONE}|{PROGRESS})\.tmp|{PROGRESS}|\..*\.writing"
@@ -186,7 +187,7 @@ class StageFolder:
 
     def _stale(self) -> bool:
         """Whether other settings made something here; their fingerprint alone is nothing."""
-        begun = self._names() - _OF_NO_WEIGHT
+        begun = {name for name in self._names() - _OF_NO_WEIGHT if not name.startswith(_CHECKS)}
         return bool(begun) and self._recorded() not in (None, self.fingerprint.content)
 
     def _recorded(self) -> dict[str, Any] | None:

@@ -27,7 +27,9 @@ class StepMetrics:
     saves since the last step, waiting included. `straggler` is the slowest rank's compute time
     over the ranks' mean, minus one; `peak_memory_gib` the largest over the ranks, in 2³⁰ bytes;
     `useful` the real tokens over all that were computed, padding included; `skipped` the updates
-    left out so far because loss or gradient was not finite.
+    left out so far because loss or gradient was not finite. What begins with `fp8_` is of
+    `fp8_stats.Fp8Stats`, None without FP8, in steps that are not logged, and where nothing tells:
+    range and saturation are known with delayed scaling alone.
     """
 
     step: int
@@ -47,6 +49,13 @@ class StepMetrics:
     peak_memory_gib: float
     useful: float
     skipped: int
+    fp8_input_amax: float | None = None
+    fp8_weight_amax: float | None = None
+    fp8_gradient_amax: float | None = None
+    fp8_range_least: float | None = None
+    fp8_range_most: float | None = None
+    fp8_saturated: float | None = None
+    fp8_broken: float | None = None
 
     def known(self) -> dict[str, float]:
         """A point for each curve: every number but the step that is there and finite."""

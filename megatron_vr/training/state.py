@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_vr.models.te_modules import on_host, own_extra_state, quantised
+from megatron_vr.training.main_weights import replaced_in, rounded_main_weights
 from megatron_vr.training.optimizer import sharded_optimizers
 
 PARAMETER_STATE = "param_state"
@@ -38,16 +40,16 @@ class TrainingState:
             "singleton_local_shards": False,
             "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         }
-        parameters = {
-            key: model.sharded_state_dict(metadata=metadata)
-            for key, model in zip(_model_keys(self.models), self.models, strict=True)
-        }
+        parameters = self._sharded_models(metadata)
         for inner in sharded_optimizers(self.optimizer):
             _allocate_moments(inner)
         with _padding_counted(self.optimizer):
             optimizer = self.optimizer.sharded_state_dict(
                 parameters, is_loading=loading, metadata=metadata
             )
+        # The optimizer's state above is named after the parameters themselves.
+        with self._plain(loading):
+            parameters = self._sharded_models(metadata)
         content: dict[str, Any] = {
             **parameters,
             "optimizer": optimizer,
@@ -57,17 +59,33 @@ class TrainingState:
             content["random"] = _sharded_random_state()
         return content
 
+    def _sharded_models(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: model.sharded_state_dict(metadata=metadata)
+            for key, model in zip(_model_keys(self.models), self.models, strict=True)
+        }
+
+    def _plain(self, loading: bool) -> AbstractContextManager[None]:
+        """Inside, no parameter is in FP8, so that checkpoints are as without it."""
+        if loading:
+            return replaced_in(self.models, on_host)
+        return rounded_main_weights(self.models, self.optimizer, "cpu")
+
     def restore(self, content: dict[str, Any]) -> None:
         """Set this rank's state to the loaded `content` of `sharded(loading=True)`.
 
         Raises ValueError where the optimizer's state in it is not that of the weights in it.
         """
+        rounded: dict[torch.nn.Parameter, torch.Tensor] = {}
         for key, model in zip(_model_keys(self.models), self.models, strict=True):
-            model.load_state_dict(content[key])
+            with own_extra_state():
+                model.load_state_dict(content[key])
+            names = {parameter: name for name, parameter in model.named_parameters()}
+            rounded |= {p: content[key][names[p]] for _, _, p in quantised(model)}
         optimizers = sharded_optimizers(self.optimizer)
         parts = [content["optimizer"]] if len(optimizers) == 1 else content["optimizer"]
         for inner, part in zip(optimizers, parts, strict=True):
-            _check_main_weights(inner, part)
+            _check_main_weights(inner, part, rounded)
             _restore_optimizer(inner, part)
         self.schedule.load_state_dict(content["schedule"])
         if "random" in content:
@@ -117,13 +135,19 @@ def _padding_counted(optimizer: MegatronOptimizer) -> Iterator[None]:
             part.numel_unpadded = size
 
 
-def _check_main_weights(optimizer: DistributedOptimizer, part: dict[str, Any]) -> None:
-    """Raise ValueError unless the main weights in `part` are the restored model's weights.
+def _check_main_weights(
+    optimizer: DistributedOptimizer,
+    part: dict[str, Any],
+    rounded: dict[torch.nn.Parameter, torch.Tensor],
+) -> None:
+    """Raise ValueError unless the main weights in `part` are the restored model's weights, which
+    are in `rounded` where the model has them in FP8 alone.
 
     They are not where the state was saved without `_padding_counted`.
     """
     weights = [weight for buffer in optimizer.buffers for weight in buffer.param_index_map]
-    for index, weight in enumerate(weights):
+    for index, parameter in enumerate(weights):
+        weight = rounded.get(parameter, parameter)
         main = part[PARAMETER_STATE][index]["param"].to(weight.device).view_as(weight)
         # Zero is what a vocabulary is padded with here and was not where it was saved.
         compared = (main != 0) & ~main.isnan()

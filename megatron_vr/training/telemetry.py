@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from megatron_vr.training.batches import Draw, batch_sample_size
 from megatron_vr.training.clock import PhaseSeconds, spread
 from megatron_vr.training.examples import Examples
 from megatron_vr.training.flops import ModelFlops, peak_tflops
+from megatron_vr.training.fp8_stats import Fp8Stats
 from megatron_vr.training.metrics import StepMetrics
 from megatron_vr.training.places import Integers
 from megatron_vr.training.update import Outcome
@@ -21,7 +22,7 @@ from megatron_vr.training.update import Outcome
 @dataclass(frozen=True)
 class Step:
     """One step as it went; `seconds` from its first to its last act, without checkpoints; `saved`
-    are the lengths of shared prompts that were not computed again."""
+    are the lengths of shared prompts that were not computed again; `fp8` where it was watched."""
 
     number: int
     draws: Sequence[Draw]
@@ -32,6 +33,7 @@ class Step:
     useful: float
     saved: Integers
     skipped: int
+    fp8: Fp8Stats | None = None
 
 
 @dataclass(frozen=True)
@@ -78,4 +80,10 @@ class Telemetry:
             peak_memory_gib=step.outcome.memory_gib,
             useful=step.useful,
             skipped=step.skipped,
+            **_named(step.fp8),
         )
+
+
+def _named(fp8: Fp8Stats | None) -> dict[str, float | None]:
+    """As the fields of StepMetrics."""
+    return {} if fp8 is None else {f"fp8_{name}": value for name, value in asdict(fp8).items()}

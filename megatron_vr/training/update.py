@@ -23,6 +23,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.models.log_prob import Targets
+from megatron_vr.models.te_modules import fuse_weight_gradients
 from megatron_vr.objectives.loss import derivative_by_log_prob, weighted_negative_log_likelihood
 from megatron_vr.training.clock import StepClock, peak_memory_gib
 from megatron_vr.training.megatron_settings import ddp_fields
@@ -65,7 +66,8 @@ def wrap_models(
     """This rank's stages with gradient buffers that are summed over the data-parallel ranks.
 
     Gradients are summed as they are: the loss alone says what they are divided by. With `overlap`
-    they are summed, and updated weights gathered, while the model computes.
+    they are summed, and updated weights gathered, while the model computes. Transformer Engine's
+    layers add to them by themselves.
     """
     config = DistributedDataParallelConfig(**ddp_fields(overlap=overlap, fp8=fp8))
     finalise = SumGradients()
@@ -79,6 +81,7 @@ def wrap_models(
                 config=model.config, ddp_config=config, module=model, disable_bucketing=chunk > 0
             )
         )
+    fuse_weight_gradients(models)
     if overlap:
         syncs = [model.no_sync for model in wrapped]
         for model in models:

@@ -55,6 +55,15 @@ def test_every_row_of_the_table_has_every_number(folder: Path) -> None:
         assert set(row) >= {"accuracy", "greedy", "pass@8", "bands"}
 
 
+def test_every_training_keeps_what_it_was_built_from(folder: Path) -> None:
+    trained = {file.parent for file in folder.rglob("metrics.jsonl")}
+    assert {file.parent for file in folder.rglob("built.json")} == trained
+    built = json.loads((folder / "iteration-0/sft/built.json").read_text())
+    assert built["resolved"]["optimizer"]["lr"] == 4e-3
+    assert built["resolved"]["layers"] == "plain"
+    assert built["earlier"] == []
+
+
 @pytest.mark.parametrize("who", ["policy", "posterior"])
 def test_log_probs_and_entropies_of_every_token_are_kept_when_asked(folder: Path, who: str) -> None:
     scores = rows(folder, "iteration-1/score")

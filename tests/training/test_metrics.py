@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from megatron_vr.errors import SettingsError
 from megatron_vr.training import metrics
+from megatron_vr.training.fp8_stats import Fp8Stats
 from megatron_vr.training.metrics import StepMetrics, WeightsAndBiases, check_sinks, open_sinks
 
 
@@ -36,6 +38,13 @@ def step(number: int, loss: float, mfu: float | None = 0.4) -> StepMetrics:
         peak_memory_gib=60.5,
         useful=0.9,
         skipped=1,
+        fp8_input_amax=30.0,
+        fp8_weight_amax=0.5,
+        fp8_gradient_amax=2e-4,
+        fp8_range_least=0.01,
+        fp8_range_most=0.9,
+        fp8_saturated=0.0,
+        fp8_broken=0.0,
     )
 
 
@@ -76,6 +85,15 @@ def test_a_line_holds_every_number_and_null_where_none_is_known(tmp_path: Path) 
         asdict(step(2, 2.0)) | {"mfu": None},
         asdict(step(3, 3.0)) | {"loss": None},
     ]
+
+
+def test_without_fp8_its_numbers_are_null(tmp_path: Path) -> None:
+    fields = {name: value for name, value in asdict(step(1, 1.0)).items() if "fp8" not in name}
+    written(tmp_path, 0, [StepMetrics(**fields)], tensorboard=False)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8"))
+    fp8 = {name for name in line if name.startswith("fp8_")}
+    assert fp8 == {f"fp8_{field.name}" for field in dataclass_fields(Fp8Stats)}
+    assert line == fields | dict.fromkeys(fp8)
 
 
 def test_tensorboard_leaves_out_the_point_that_is_not_known(tmp_path: Path) -> None:

@@ -35,40 +35,31 @@ from megatron_vr.rollout.probe import Probe, choose_sequences, write_probe
 from megatron_vr.rollout.seeds import seed_for
 from megatron_vr.traces.columns import usable
 from megatron_vr.traces.tables import ANSWERS, EXAMPLES, ROLLOUTS, TRACES, WEIGHTS
+from megatron_vr.training.built import note_built
 from megatron_vr.training.metrics import StepMetrics
 from megatron_vr.training.scoring import Sequenced, score
-from megatron_vr.training.trainer import TrainJob, train
+from megatron_vr.training.trainer import TrainJob, skipped_updates, train
 
 Made = tuple[list[Example], dict[str, Any]]
 
 
 def run(node: Node, context: Context) -> Finished:
-    """Part 0 is the examples table; `checkpoints/`, `metrics.jsonl` and `probe.json` lie beside it.
+    """Part 0 is the examples table; `checkpoints/`, `metrics.jsonl`, `built.json` and `probe.json`
+    lie beside it.
 
     Raises StageError where the trained model has no number for any sequence of its probe.
     """
     if context.world.is_main and node.folder.missing(1):
-        _write_examples(node, context)
+        node.folder.write_part(0, make_examples(node, context))
     context.world.barrier()
     examples = node.folder.read_parts(1, EXAMPLES)
     open_megatron(node.settings, context.world)
-    settings = train_settings(node)
-    job = TrainJob(
-        examples=examples,
-        start_model=model_folder(node.inputs["start"]),
-        folder=node.path,
-        settings=settings,
-        model=node.settings.model,
-        layout=layout_of(node.settings),
-        seed=seed_for(node.settings.run.seed, node.stage),
-        name=title(node),
-        overlap=node.settings.parallel.overlap,
-        tensorboard=node.settings.report.tensorboard,
-        wandb_project=node.settings.report.wandb_project,
-    )
+    job = job_of(node, examples)
     steps = job.plan().steps
+    for line in note_built(job) if context.world.is_main else ():
+        context.talk.line(line)
     with context.talk.bar(title(node), steps, "steps", Whole(node.path, steps)) as bar:
-        train(
+        checkpoint = train(
             job,
             _Steps(bar).told,
             lambda: context.interrupt.requested,
@@ -80,9 +71,27 @@ def run(node: Node, context: Context) -> Finished:
         {
             "examples": examples.num_rows,
             "too_long": job.plan().dropped,
+            "skipped": skipped_updates(checkpoint),
             "origins": dict(origins),
             **_counts(node, examples),
         },
+    )
+
+
+def job_of(node: Node, examples: pa.Table) -> TrainJob:
+    """The training of `node` on `examples`."""
+    return TrainJob(
+        examples=examples,
+        start_model=model_folder(node.inputs["start"]),
+        folder=node.path,
+        settings=train_settings(node),
+        model=node.settings.model,
+        layout=layout_of(node.settings),
+        seed=seed_for(node.settings.run.seed, node.stage),
+        name=title(node),
+        overlap=node.settings.parallel.overlap,
+        tensorboard=node.settings.report.tensorboard,
+        wandb_project=node.settings.report.wandb_project,
     )
 
 
@@ -144,7 +153,9 @@ def _leave_probe(context: Context, job: TrainJob, models: Sequence[Any]) -> None
         )
 
 
-def _write_examples(node: Node, context: Context) -> None:
+def make_examples(node: Node, context: Context) -> pa.Table:
+    """What the training of `node` learns from (schema EXAMPLES). Raises DataError where that is
+    nothing."""
     prompts = context.format(node, model_folder(node.inputs["start"]))
     make = {"sft": _sft, "posterior": _posterior, "train": _theta}[node.stage]
     examples = make(node, context, prompts)
@@ -153,8 +164,7 @@ def _write_examples(node: Node, context: Context) -> None:
             f"{title(node)}: there is nothing to learn from: no reference traces and no correct "
             "trace; give `problems.train` reference traces or another `data` setting"
         )
-    rows = [vars(example) for example in examples]
-    node.folder.write_part(0, pa.Table.from_pylist(rows, EXAMPLES))
+    return pa.Table.from_pylist([vars(example) for example in examples], EXAMPLES)
 
 
 def _sft(node: Node, context: Context, prompts: PromptFormat) -> list[Example]:

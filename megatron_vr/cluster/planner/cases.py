@@ -29,7 +29,7 @@ def training_case(model: Model, processes: int, micro_batch_tokens: int) -> Case
         micro_batch_tokens=micro_batch_tokens,
         spec=resolve_spec(s.model.spec, on_gpu=True),
         dtype=s.model.dtype,
-        fp8=s.model.fp8 is not None,
+        fp8=s.model.fp8,
         recompute=s.model.recompute,
         log_prob_chunk=s.model.log_prob_chunk,
         overlap=s.parallel.overlap,

@@ -21,8 +21,8 @@ WIDTH = 2  # bytes of an activation in bfloat16
 
 @dataclass(frozen=True)
 class Micro:
-    """What one micro-batch holds: `tokens`, `pairs` of a query and a key (Σ n (n + 1) / 2 over its
-    sequences of n tokens) and `targets`, positions that are projected to the vocabulary."""
+    """What one micro-batch computes: `tokens`, `pairs` of a query and a key (Σ n (n + 1) / 2 over
+    its sequences of n tokens) and `targets`, positions that are projected to the vocabulary."""
 
     tokens: float
     pairs: float
@@ -88,7 +88,7 @@ class Costs:
     def products(self, micro: Micro) -> float:
         """Seconds of one layer's projections, forward."""
         a, tensor = self.case.architecture, self.case.layout.tensor
-        tokens, fp8 = micro.tokens / self.case.layout.context, self.case.fp8
+        tokens, fp8 = micro.tokens / self.case.layout.context, self.case.fp8 is not None
         queries, keys, hidden = a.heads * a.head_dim, a.kv_heads * a.head_dim, a.hidden_size
         seconds = self.product(tokens, (queries + 2 * keys) / tensor, hidden, fp8=fp8)
         seconds += self.product(tokens, hidden, queries / tensor, fp8=fp8)

@@ -26,7 +26,8 @@ class Device:
     """One GPU. `name` as torch gives it, `memory_gib` what CUDA reports in all (2³⁰ bytes).
 
     `fp8_tflops` is dense, None where there are no such units. `memory_tbs` in 10¹² bytes a second;
-    `nvlink_gbs` and `network_gbs` in 10⁹ bytes a second and GPU, one direction.
+    `nvlink_gbs` and `network_gbs` in 10⁹ bytes a second and GPU, one direction. `capability` is
+    CUDA's compute capability.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Device:
     memory_tbs: float
     nvlink_gbs: float
     network_gbs: float
+    capability: tuple[int, int]
 
     @property
     def memory_bytes(self) -> int:
@@ -60,12 +62,12 @@ class Device:
 
 
 DEVICES: Final[Mapping[str, Device]] = {
-    "h100": Device("NVIDIA H100 80GB HBM3", 79.1, 1978.9, 3.35, 450.0, 50.0),
-    "h100-pcie": Device("NVIDIA H100 PCIe", 79.1, 1513.0, 2.0, 64.0, 50.0),
-    "h200": Device("NVIDIA H200", 139.8, 1978.9, 4.8, 450.0, 50.0),
-    "b200": Device("NVIDIA B200", 178.3, 4500.0, 7.7, 900.0, 50.0),
-    "a100": Device("NVIDIA A100-SXM4-80GB", 79.1, None, 2.039, 300.0, 25.0),
-    "a100-pcie": Device("NVIDIA A100 80GB PCIe", 79.1, None, 1.935, 32.0, 25.0),
+    "h100": Device("NVIDIA H100 80GB HBM3", 79.1, 1978.9, 3.35, 450.0, 50.0, (9, 0)),
+    "h100-pcie": Device("NVIDIA H100 PCIe", 79.1, 1513.0, 2.0, 64.0, 50.0, (9, 0)),
+    "h200": Device("NVIDIA H200", 139.8, 1978.9, 4.8, 450.0, 50.0, (9, 0)),
+    "b200": Device("NVIDIA B200", 178.3, 4500.0, 7.7, 900.0, 50.0, (10, 0)),
+    "a100": Device("NVIDIA A100-SXM4-80GB", 79.1, None, 2.039, 300.0, 25.0, (8, 0)),
+    "a100-pcie": Device("NVIDIA A100 80GB PCIe", 79.1, None, 1.935, 32.0, 25.0, (8, 0)),
 }
 
 

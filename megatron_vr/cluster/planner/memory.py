@@ -15,7 +15,7 @@ from megatron_vr.cluster.planner.case import Case
 from megatron_vr.cluster.planner.head import scoring_head, training_head
 from megatron_vr.cluster.planner.in_flight import in_flight
 from megatron_vr.cluster.planner.layer import LayerMemory
-from megatron_vr.cluster.planner.parameters import layers_of_stage
+from megatron_vr.cluster.planner.parameters import layers_of_rank
 from megatron_vr.cluster.planner.plain_layer import norm_kept, plain_layer
 from megatron_vr.cluster.planner.saving import gathered_on_device, gathered_on_host
 from megatron_vr.cluster.planner.sharding import Buffers, buffers_of
@@ -86,7 +86,9 @@ def _scoring_moments(
 def moments(case: Case, rank: int) -> tuple[Memory, ...]:
     """The moments of a training at which pipeline rank `rank` may be fullest."""
     buffers = _buffers(case, rank)
-    layer, kept = layer_memory(case), kept_for_backward(case, rank)
+    kept = kept_for_backward(case, rank)
+    last = layers_of_rank(case.architecture, case.layout, rank)[-1]
+    layer = layer_memory(case if last in case.fp8_layers else case.without_fp8)
     backward = _recomputed(case, layer) + layer.backward
     found = [_memory(case, buffers, "backward", kept + backward, 0)]
     if rank == case.layout.pipeline - 1:
@@ -106,18 +108,24 @@ def layer_memory(case: Case) -> LayerMemory:
 
 def kept_for_backward(case: Case, rank: int) -> int:
     """Bytes that the forward passes of pipeline rank `rank` keep, without the head's."""
-    w, layout, layer = Widths.of(case), case.layout, layer_memory(case)
-    layers, passes = layers_of_stage(case.architecture, layout), in_flight(layout, rank)
-    each = {
-        "none": layer.kept,
-        "selective": layer.kept_selective,
-        "full": w.boundary + 3 * _RANDOM_STATE,
-    }[case.recompute]
+    w, layout, passes = Widths.of(case), case.layout, in_flight(case.layout, rank)
+    # A pass is of one chunk; where chunks differ, by layers that are not in FP8, of their mean.
+    chunks = layout.virtual_pipeline or 1
+    fast, others = case.held(rank)
+    layers = (fast * _kept(case) if fast else 0) + (others * _kept(case.without_fp8))
     table = _FLOAT32 * w.head_dim * case.micro_batch_tokens if case.spec == "plain" else 0
-    kept = passes * layers * each + _between_ranks(case, passes) + table
+    kept = passes * layers // chunks + _between_ranks(case, passes) + table
     if rank == layout.pipeline - 1:
         kept += norm_kept(w) if case.spec == "plain" else w.boundary + w.split * _FLOAT32
     return kept + _INTEGER * w.tokens
+
+
+def _kept(case: Case) -> int:
+    """Bytes that one layer's forward pass keeps."""
+    if case.recompute == "full":
+        return Widths.of(case).boundary + 3 * _RANDOM_STATE
+    layer = layer_memory(case)
+    return layer.kept if case.recompute == "none" else layer.kept_selective
 
 
 def _between_ranks(case: Case, passes: int) -> int:
@@ -156,14 +164,19 @@ def _memory(
 
 
 def _buffers(case: Case, rank: int) -> Buffers:
-    return buffers_of(case.architecture, case.layout, case.data, rank, case.overlap)
+    return buffers_of(
+        *(case.architecture, case.layout, case.data, rank, case.overlap),
+        fp8_layers=case.fp8_layers,
+        fp8_params=case.fp8_params,
+    )
 
 
 def _weights(case: Case, buffers: Buffers, *, padded: bool) -> int:
-    """In FP8 the layers' matrices are there twice more: as they are, and transposed."""
+    """For products in FP8 the layers' matrices are there twice more, as they are and transposed;
+    or, with parameters in FP8, in no other form than these two."""
     numbers = buffers.buffer if padded else buffers.parameters
-    copies = 2 * buffers.matrices if case.fp8 else 0
-    return numbers * Widths.of(case).item + copies
+    copies = buffers.matrices if case.fp8_params else 2 * buffers.matrices
+    return (numbers - buffers.in_fp8) * Widths.of(case).item + buffers.in_fp8 + copies
 
 
 def _overheads(case: Case) -> Overheads:

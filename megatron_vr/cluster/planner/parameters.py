@@ -12,25 +12,29 @@ from megatron_vr.parallel.layout import Layout
 def matrix_parameters(a: Architecture) -> int:
     """Numbers of the whole model's matrix products and of its embedding: without norms, biases,
     routers and padding, which speeds hardly depend on."""
+    tables = a.vocab_size * a.hidden_size * (1 if a.tied else 2)
+    return a.layers * layer_matrix_parameters(a) + tables
+
+
+def layer_matrix_parameters(a: Architecture) -> int:
+    """Numbers of one layer's matrix products."""
     queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
     layer = a.hidden_size * (2 * queries + 2 * keys)
     if a.experts is None:
-        layer += 3 * a.hidden_size * a.ffn_hidden_size
-    else:
-        layer += 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.count
-    return a.layers * layer + a.vocab_size * a.hidden_size * (1 if a.tied else 2)
+        return layer + 3 * a.hidden_size * a.ffn_hidden_size
+    return layer + 3 * a.hidden_size * a.experts.ffn_hidden_size * a.experts.count
 
 
 @dataclass(frozen=True)
 class Parameter:
     """`count` numbers on each tensor rank.
 
-    `matrix`: a weight of a layer's matrix product, which FP8 keeps copies of. `shared`: an
-    embedding that the first and the last pipeline stage both hold.
+    `matrix`: the layer, counted from 0, whose matrix product this is a weight of; None for others.
+    `shared`: an embedding that the first and the last pipeline stage both hold.
     """
 
     count: int
-    matrix: bool = False
+    matrix: int | None = None
     shared: bool = False
 
 
@@ -50,6 +54,19 @@ def stages_of(layout: Layout, rank: int) -> tuple[Stage, ...]:
 def layers_of_stage(architecture: Architecture, layout: Layout) -> int:
     """Layers in each chunk (a checked layout divides evenly)."""
     return architecture.layers // (layout.pipeline * (layout.virtual_pipeline or 1))
+
+
+def layers_of(architecture: Architecture, layout: Layout, stage: Stage) -> range:
+    """The layers of `stage`, counted from 0 over the whole model."""
+    each = layers_of_stage(architecture, layout)
+    first = (stage.chunk * layout.pipeline + stage.rank) * each
+    return range(first, first + each)
+
+
+def layers_of_rank(architecture: Architecture, layout: Layout, rank: int) -> list[int]:
+    """The layers of all stages of pipeline rank `rank`, the last one last."""
+    stages = stages_of(layout, rank)
+    return [layer for stage in stages for layer in layers_of(architecture, layout, stage)]
 
 
 def is_first(stage: Stage) -> bool:
@@ -84,8 +101,8 @@ def _stage_parameters(
     shared = architecture.tied and layout.pipeline > 1
     if first:
         yield Parameter(table, shared=shared)
-    for _ in range(layers_of_stage(architecture, layout)):
-        yield from _layer(architecture, layout.tensor)
+    for layer in layers_of(architecture, layout, stage):
+        yield from _layer(architecture, layout.tensor, layer)
     if not last:
         return
     yield Parameter(hidden)
@@ -93,13 +110,13 @@ def _stage_parameters(
         yield Parameter(table, shared=shared)
 
 
-def _layer(architecture: Architecture, tensor: int) -> Iterator[Parameter]:
+def _layer(architecture: Architecture, tensor: int, layer: int) -> Iterator[Parameter]:
     a, hidden = architecture, architecture.hidden_size
     queries = a.heads * a.head_dim // tensor
     mixed = queries + 2 * a.kv_heads * a.head_dim // tensor
     yield Parameter(hidden)
-    yield Parameter(queries * hidden, matrix=True)
-    yield Parameter(mixed * hidden, matrix=True)
+    yield Parameter(queries * hidden, layer)
+    yield Parameter(mixed * hidden, layer)
     if a.qkv_bias:
         yield Parameter(mixed)
     if a.qk_norm:
@@ -107,13 +124,13 @@ def _layer(architecture: Architecture, tensor: int) -> Iterator[Parameter]:
         yield Parameter(a.head_dim)
     yield Parameter(hidden)
     if a.experts is None:
-        yield from _mlp(hidden, a.ffn_hidden_size // tensor)
+        yield from _mlp(hidden, a.ffn_hidden_size // tensor, layer)
         return
     yield Parameter(a.experts.count * hidden)
     for _ in range(a.experts.count):
-        yield from _mlp(hidden, a.experts.ffn_hidden_size // tensor)
+        yield from _mlp(hidden, a.experts.ffn_hidden_size // tensor, layer)
 
 
-def _mlp(hidden: int, units: int) -> Iterator[Parameter]:
-    yield Parameter(2 * units * hidden, matrix=True)
-    yield Parameter(units * hidden, matrix=True)
+def _mlp(hidden: int, units: int, layer: int) -> Iterator[Parameter]:
+    yield Parameter(2 * units * hidden, layer)
+    yield Parameter(units * hidden, layer)

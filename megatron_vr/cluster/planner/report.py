@@ -15,6 +15,7 @@ from megatron_vr.cluster.planner.memory import Memory
 from megatron_vr.cluster.planner.search import Candidate
 from megatron_vr.cluster.planner.stage_times import Estimate
 from megatron_vr.cluster.planner.work import Counts
+from megatron_vr.config.fp8_settings import Fp8Settings
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
 
@@ -108,8 +109,8 @@ class Report:
         }
 
 
-def snippet(candidate: Candidate, fp8: str | None) -> str:
-    """Settings (YAML) that make a run train as `candidate`; `fp8` as the settings have it."""
+def snippet(candidate: Candidate) -> str:
+    """Settings (YAML) that make a run train as `candidate`."""
     case, layout = candidate.case, candidate.case.layout
     parallel = {
         "tensor": layout.tensor,
@@ -120,13 +121,23 @@ def snippet(candidate: Candidate, fp8: str | None) -> str:
         "overlap": case.overlap,
     }
     told = {key: value for key, value in parallel.items() if value is not None}
-    told_fp8 = (fp8 or "tensorwise") if case.fp8 else "null"
-    inner = ", ".join(f"{key}: {str(value).lower()}" for key, value in told.items())
     return (
-        f"parallel: {{{inner}}}\n"
-        f"model: {{recompute: {case.recompute}, fp8: {told_fp8}}}\n"
+        f"parallel: {_yaml(told)}\n"
+        f"model: {{recompute: {case.recompute}, fp8: {_fp8(case.fp8)}}}\n"
         f"train: {{micro_batch_tokens: {case.micro_batch_tokens}}}"
     )
+
+
+def _yaml(told: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {str(value).lower()}" for key, value in told.items()) + "}"
+
+
+def _fp8(fp8: Fp8Settings | None) -> str:
+    """As `model.fp8` takes it: what is not a default."""
+    if fp8 is None:
+        return "null"
+    told = fp8.model_dump(exclude_defaults=True)
+    return fp8.recipe if set(told) == {"recipe"} else _yaml(told)
 
 
 def _fit(fit: Fit) -> dict[str, Any]:
@@ -181,7 +192,7 @@ def _layout(one: Candidate) -> dict[str, Any]:
         "layout": asdict(one.case.layout),
         "data": one.case.data,
         "recompute": one.case.recompute,
-        "fp8": one.case.fp8,
+        "fp8": None if one.case.fp8 is None else one.case.fp8.recipe,
         "micro_batch_tokens": one.case.micro_batch_tokens,
         "bytes": one.memory.total,
         "step_seconds": one.step.seconds,

@@ -11,6 +11,7 @@ from megatron_vr.cluster.planner.case import Case
 from megatron_vr.cluster.planner.compute import Costs, Nodes
 from megatron_vr.cluster.planner.memory import Memory, training_memory
 from megatron_vr.cluster.planner.steps import Batch, Lengths, StepTime, training_step
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.errors import SettingsError
 from megatron_vr.parallel.layout import Layout, check_layout
 
@@ -48,9 +49,10 @@ def cases(case: Case, nodes: Nodes) -> Iterator[Case]:
     """Every allowed split, recomputation and precision of products of `case`.
 
     Tensor-parallel ranks share a node, and are sequence-parallel too: that costs no time. FP8 only
-    with Transformer Engine, on devices that have it.
+    with Transformer Engine, on devices that have it: the case's own, or tensorwise.
     """
-    precisions = (False, True) if nodes.device.fp8_tflops and case.spec == "te" else (False,)
+    has_fp8 = nodes.device.fp8_tflops is not None and case.spec == "te"
+    precisions = (None, case.fp8 or Fp8Settings(recipe="tensorwise")) if has_fp8 else (None,)
     for layout in layouts(case, nodes.per_node):
         for recompute, fp8 in product(RECOMPUTES, precisions):
             yield replace(case, layout=layout, recompute=recompute, fp8=fp8)

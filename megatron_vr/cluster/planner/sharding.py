@@ -26,13 +26,15 @@ _BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
 class Buffers:
     """Numbers on one rank of a pipeline stage, all its chunks together.
 
-    `parameters` as such, of which FP8 keeps copies of `matrices`; `buffer` with padding, `bucket`
-    the largest of its buckets; `shard` in the optimizer of the data-parallel rank that has most.
+    `parameters` as such, of which the products of `matrices` are in FP8; `buffer` with padding, of
+    which `in_fp8` are kept in FP8 alone; `bucket` the largest of all buckets; `shard` in the
+    optimizer of the data-parallel rank that has most.
     """
 
     parameters: int
     matrices: int
     buffer: int
+    in_fp8: int
     shard: int
     bucket: int
 
@@ -46,25 +48,45 @@ class _Bucket:
 
 @lru_cache(maxsize=4096)
 def buffers_of(
-    architecture: Architecture, layout: Layout, data: int, rank: int, overlap: bool
+    architecture: Architecture,
+    layout: Layout,
+    data: int,
+    rank: int,
+    overlap: bool,
+    fp8_layers: range = range(0),
+    fp8_params: bool = False,
 ) -> Buffers:
-    """The buffers of pipeline rank `rank`, `data` copies of the model being trained."""
+    """The buffers of pipeline rank `rank`, `data` copies of the model being trained.
+
+    The matrix products of `fp8_layers` are in FP8; with `fp8_params` so are their weights, which
+    then have a buffer of their own.
+    """
     ranks = data * layout.context
     held: list[Parameter] = []
-    buckets: list[_Bucket] = []
+    usual: list[_Bucket] = []
+    in_fp8: list[_Bucket] = []
     for stage in stages_of(layout, rank):
         parameters = stage_parameters(architecture, layout, stage)
         held.extend(parameters)
         cut = overlap and stage.rank == 0 and stage.chunk == 0
         size = max(_BUCKET, _BUCKET_PER_RANK * data) if cut else None
-        buckets.extend(_buckets(parameters, ranks, size))
+        apart = [p for p in parameters if fp8_params and p.matrix in fp8_layers]
+        in_fp8.extend(_buckets(apart, ranks, size))
+        rest = [p for p in parameters if not (fp8_params and p.matrix in fp8_layers)]
+        usual.extend(_buckets(rest, ranks, size))
+    buckets = [*usual, *in_fp8]
     return Buffers(
         parameters=sum(parameter.count for parameter in held),
-        matrices=sum(parameter.count for parameter in held if parameter.matrix),
-        buffer=sum(bucket.end - bucket.start for bucket in buckets),
+        matrices=sum(p.count for p in held if p.matrix in fp8_layers),
+        buffer=_numbers(buckets),
+        in_fp8=_numbers(in_fp8),
         shard=max(_shards(buckets, ranks)),
         bucket=max(bucket.end - bucket.start for bucket in buckets),
     )
+
+
+def _numbers(buckets: Sequence[_Bucket]) -> int:
+    return sum(bucket.end - bucket.start for bucket in buckets)
 
 
 def _padded(place: int, multiple: int) -> int:

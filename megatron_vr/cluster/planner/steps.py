@@ -2,17 +2,21 @@
 
 A pipeline of p stages and v chunks on each takes m micro-batches in
 m · (slowest stage) + (p − 1) / v · (one stage), forward and backward; the last stage also has the
-head. (Narayanan et al. 2021, arXiv 2104.04473, section 2.2.)
+head. (Narayanan et al. 2021, arXiv 2104.04473, section 2.2.) Where stages differ, by layers that
+are not in FP8, the others take the place of the p − 1.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_vr.cluster.planner.case import Case
 from megatron_vr.cluster.planner.compute import WIDTH, Costs, Micro
-from megatron_vr.cluster.planner.parameters import matrix_parameters
+from megatron_vr.cluster.planner.parameters import (
+    layer_matrix_parameters,
+    matrix_parameters,
+)
 from megatron_vr.training.flops import ModelFlops
 
 # Packs of a small batch are not quite full (docs/performance.md: 83 % to 99 %).
@@ -62,7 +66,13 @@ class Batch:
         if case.layout.virtual_pipeline:
             count += -count % case.layout.pipeline
         share = tokens / lengths.tokens / count
-        micro = Micro(share * lengths.tokens, share * lengths.pairs, share * lengths.targets)
+        # On average half of what packs are padded to a multiple of, behind the last sequence.
+        padding = 0.0 if case.fp8 is None else case.layout.context * case.unit / 2
+        micro = Micro(
+            share * lengths.tokens + padding,
+            share * lengths.pairs + padding * (lengths.tokens + padding / 2),
+            share * lengths.targets,
+        )
         return Batch(sequences, lengths, count, micro)
 
 
@@ -105,14 +115,10 @@ class StepTime:
 def training_step(costs: Costs, batch: Batch) -> StepTime:
     """The time of one update of `batch`."""
     case, layout = costs.case, costs.case.layout
-    chunks = layout.virtual_pipeline or 1
-    layers = case.architecture.layers // layout.pipeline
-    layer = costs.layer(batch.micro)
-    stage = layers * layer.both
-    stage += costs.moved(GRADIENT_BYTES * parameters_per_rank(case))
-    head = costs.head(batch.micro, trains=True)
-    compute = batch.count * (stage + head)
-    bubble = (layout.pipeline - 1) / chunks * stage
+    stages = _stages(costs, batch.micro)
+    stages[-1] += costs.head(batch.micro, trains=True)
+    compute = batch.count * max(stages)
+    bubble = (sum(stages) - max(stages)) / (layout.virtual_pipeline or 1)
     between = batch.count * _between_stages(costs, batch.micro)
     data = _data_exchange(costs)
     optimizer = _optimizer(costs)
@@ -128,6 +134,16 @@ def training_step(costs: Costs, batch: Batch) -> StepTime:
         gpus=case.processes,
         peak=costs.nodes.device.peak(case.dtype),
     )
+
+
+def _stages(costs: Costs, micro: Micro) -> list[float]:
+    """Seconds of a micro-batch in the layers of each pipeline rank, both ways."""
+    case, layout = costs.case, costs.case.layout
+    fp8 = costs.layer(micro).both
+    bf16 = replace(costs, case=case.without_fp8).layer(micro).both
+    gradients = costs.moved(GRADIENT_BYTES * parameters_per_rank(case))
+    held = [case.held(rank) for rank in range(layout.pipeline)]
+    return [fast * fp8 + others * bf16 + gradients for fast, others in held]
 
 
 def scoring_step(costs: Costs, batch: Batch) -> StepTime:
@@ -181,13 +197,17 @@ def _between_stages(costs: Costs, micro: Micro) -> float:
 
 
 def _data_exchange(costs: Costs) -> float:
-    """Exposed seconds of summing float32 gradients and gathering bfloat16 weights."""
+    """Exposed seconds of summing float32 gradients and gathering weights, in bfloat16 or FP8."""
     case, layout = costs.case, costs.case.layout
     ranks = case.data * layout.context
     if ranks == 1:
         return 0.0
     width = 4 + (4 if case.dtype == "float32" else 2)
-    size = width * parameters_per_rank(case) * (ranks - 1) / ranks
+    moved = width * parameters_per_rank(case)
+    if case.fp8_params:
+        matrices = layer_matrix_parameters(case.architecture) * len(case.fp8_layers)
+        moved -= matrices / layout.tensor / layout.pipeline
+    size = moved * (ranks - 1) / ranks
     device, rates, span = costs.nodes.device, costs.rates, ranks * layout.tensor
     if span <= costs.nodes.per_node:
         seconds = costs.linked(size, span)

@@ -14,7 +14,8 @@ sequence parallelism, else 1), as Megatron 0.16 and Transformer Engine 2 save it
 This is the count of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
 Transformer Models, equations 2 and 4) without what this package's layers lack, attention scores
 and dropout, and for a gated MLP. In FP8 the projections keep their inputs in one byte a number
-(Hopper's products need the transposed copy only, in the backward pass).
+(Hopper's products need the transposed copy only, in the backward pass), blockwise with a float32
+scale for 128 of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megatron_vr.cluster.planner.layer import LayerMemory
 from megatron_vr.cluster.planner.widths import Widths
 
 _FLOAT32 = 4
+_BLOCK = 128
 
 
 def te_layer(case: Case) -> LayerMemory:
@@ -48,13 +50,19 @@ def te_layer(case: Case) -> LayerMemory:
 
 def _input(case: Case, numbers: int) -> int:
     """Bytes of `numbers` that a projection keeps to make its weight's gradient."""
-    return numbers * (1 if case.fp8 else Widths.of(case).item)
+    return _in_fp8(case, numbers) if case.fp8 else numbers * Widths.of(case).item
+
+
+def _in_fp8(case: Case, numbers: int) -> int:
+    """Bytes of `numbers` in FP8 with their scales."""
+    scales = case.fp8 is not None and case.fp8.recipe == "blockwise"
+    return numbers + (numbers * _FLOAT32 // _BLOCK if scales else 0)
 
 
 def _output(case: Case, w: Widths) -> int:
     """Of the attention; in FP8 its projection keeps a copy of its own."""
     numbers = w.tokens * w.queries
-    return numbers * w.item + (numbers if case.fp8 else 0)
+    return numbers * w.item + (_in_fp8(case, numbers) if case.fp8 else 0)
 
 
 def _qk_norm(case: Case, w: Widths) -> int:

@@ -33,7 +33,7 @@ class Widths:
     def of(case: Case) -> Widths:
         """The widths of `case`."""
         a, tensor = case.architecture, case.layout.tensor
-        tokens = -(-case.micro_batch_tokens // case.layout.context)
+        tokens = case.rank_tokens
         units = a.ffn_hidden_size if a.experts is None else a.experts.ffn_hidden_size
         return Widths(
             tokens=tokens,

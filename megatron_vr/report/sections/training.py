@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from megatron_vr.report.blocks import Block, Folded, Missing, Picture, Words
-from megatron_vr.report.plots.lines import Line, LinePanel, line_panels
-from megatron_vr.report.plots.style import START, row_colours
+from megatron_vr.report.plots.lines import LinePanel, line_panels
 from megatron_vr.report.run_folder import RunFolder
+from megatron_vr.report.sections.fp8 import fp8_blocks
 from megatron_vr.report.sections.speed import speed_blocks
-from megatron_vr.report.trainings import KINDS, Training, read_trainings
+from megatron_vr.report.trainings import KINDS, Training, metric_line, read_trainings
 from megatron_vr.report.wording import listed, picture_name
 
 LOSS = "weighted loss (nats per token)"
@@ -32,10 +32,12 @@ def training_blocks(run: RunFolder, t: int) -> list[Block]:
     drawn = {kind: found for kind, found in kinds.items() if found}
     if not drawn:
         return [Missing("No training has written metrics yet.")]
+    trainings = [training for found in drawn.values() for training in found]
     blocks: list[Block] = [
         _losses(run, drawn, t),
         Folded("Gradient norm, sample size, speed, learning rate", [_others(run, drawn, t)]),
-        *speed_blocks(run, t, [training for found in drawn.values() for training in found]),
+        *speed_blocks(run, t, trainings),
+        *fp8_blocks(run, t, trainings),
     ]
     if "train" not in drawn:
         blocks.append(Missing("The θ-step has not begun."))
@@ -45,19 +47,14 @@ def training_blocks(run: RunFolder, t: int) -> list[Block]:
     return blocks
 
 
-def _line(run: RunFolder, training: Training, metric: str, name: str, dashed: bool = False) -> Line:
-    """One metric over the steps of a training."""
-    start = training.stage.label == "sft"
-    colour = START if start else row_colours(run.rows)[training.stage.arm]
-    return Line(name, colour, *training.curve(metric), dashed=dashed)
-
-
 def _losses(run: RunFolder, drawn: Drawn, t: int) -> Picture:
     """A panel for each kind of training, for their losses do not compare."""
     panels: list[LinePanel] = []
     for kind, trainings in drawn.items():
         lines = [
-            _line(run, training, "loss", KINDS["sft"] if kind == "sft" else training.stage.arm)
+            metric_line(
+                run, training, "loss", KINDS["sft"] if kind == "sft" else training.stage.arm
+            )
             for training in trainings
         ]
         title = KINDS[kind]
@@ -73,7 +70,7 @@ def _others(run: RunFolder, drawn: Drawn, t: int) -> Picture:
     panels = []
     for metric, (title, unit) in OTHERS.items():
         lines = [
-            _line(run, training, metric, training.name, dashed=kind == "posterior")
+            metric_line(run, training, metric, training.name, dashed=kind == "posterior")
             for kind, trainings in drawn.items()
             for training in trainings
         ]

@@ -16,6 +16,7 @@ from megatron_vr.cluster.planner.hardware import DEVICES
 from megatron_vr.cluster.planner.rates import DECODE, TRAIN
 from megatron_vr.cluster.planner.sampling import Asked, Server, sampling_seconds
 from megatron_vr.cluster.planner.steps import Batch, Lengths, scoring_step, training_step
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.models.architecture import Architecture, parse_architecture
 from megatron_vr.parallel.layout import Layout
 
@@ -69,7 +70,7 @@ def trainings() -> Iterator[Compared]:
             layout,
             point["gpus"],
             n * micro,
-            fp8=point["fp8"],
+            fp8=Fp8Settings(recipe="tensorwise") if point["fp8"] else None,
             recompute=point["recompute"],
             overlap=point["overlap"],
         )

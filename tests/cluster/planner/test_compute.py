@@ -19,12 +19,13 @@ from megatron_vr.cluster.planner.steps import (
     scoring_step,
     training_step,
 )
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.flops import ModelFlops
 from tests.cluster.planner.shapes import SMALL
 
 # 989.4 TFLOP/s in bfloat16, and round numbers for the rest.
-DEVICE = Device("NVIDIA H100 80GB HBM3", 80.0, 2000.0, 1.0, 100.0, 10.0)
+DEVICE = Device("NVIDIA H100 80GB HBM3", 80.0, 2000.0, 1.0, 100.0, 10.0, (9, 0))
 PEAK = 989.4e12
 # Everything at its full speed, so that times are operations and bytes alone.
 IDEAL = TrainRates(
@@ -92,7 +93,7 @@ def test_recomputing_attention_costs_its_forward_pass() -> None:
 
 
 def test_fp8_halves_the_products_and_nothing_else() -> None:
-    usual, fp8 = costs(), costs(fp8=True)
+    usual, fp8 = costs(), costs(fp8=Fp8Settings(recipe="tensorwise"))
     assert usual.products(MICRO) / fp8.products(MICRO) == pytest.approx(2000 / 989.4)
     assert usual.attention(MICRO) == fp8.attention(MICRO)
     assert usual.head(MICRO, trains=True) == fp8.head(MICRO, trains=True)

@@ -20,6 +20,7 @@ from megatron_vr.cluster.planner.memory import (
     training_memory,
 )
 from megatron_vr.cluster.planner.parameters import stage_parameters, stages_of
+from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.parallel.layout import Layout
 
@@ -37,6 +38,7 @@ QWEN32B = Architecture(
     norm_eps=1e-5,
     tied=False,
 )
+TENSORWISE = Fp8Settings(recipe="tensorwise")
 TP8 = Layout(tensor=8, sequence_parallel=True)
 TP8_PP2 = replace(TP8, pipeline=2)
 
@@ -64,9 +66,9 @@ def test_a_layer_in_bfloat16_keeps_the_sum_of_its_parts() -> None:
 def test_fp8_keeps_projections_inputs_in_one_byte_and_two_copies_of_their_weights() -> None:
     # Saved: 1 byte each of two norms' outputs and SwiGLU's; added: attention's output once more.
     saved = 2 * 640 + 3456 - 640
-    assert layer_memory(case()).kept - layer_memory(case(fp8=True)).kept == 32768 * saved
+    assert layer_memory(case()).kept - layer_memory(case(fp8=TENSORWISE)).kept == 32768 * saved
     matrices = 64 * (5120 * (5120 + 2 * 1024) + 5120 * 5120 + 3 * 5120 * 27648) // 16
-    more = training_memory(case(fp8=True)).weights - training_memory(case()).weights
+    more = training_memory(case(fp8=TENSORWISE)).weights - training_memory(case()).weights
     assert more == 2 * matrices
 
 

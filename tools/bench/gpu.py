@@ -1,0 +1,182 @@
+"""Everything that is measured on one Hopper GPU, in one command of six minutes, as JSON.
+
+    python -m tools.bench.gpu --json results.json
+    python -m tools.bench.gpu --json results.json --only head,step --seconds 180
+    python -m tools.bench.gpu --read results.json          the same as rows of Markdown
+    python -m tools.bench.gpu --rehearse --json trial.json  on a CPU: measures nothing
+
+Parts: the card's own rates; the log-prob head; training steps in bf16 and FP8; the same by Hugging
+Face with Liger's kernels; losses of FP8 trainings beside bf16's; a conversion; vLLM. Each runs in a
+process of its own and the file is whole after every row: a part that fails, or that time is over
+for, costs no other. Needs nothing from outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from megatron_vr.errors import SettingsError
+from megatron_vr.parallel.layout import device_defaults
+from tools.bench.on_gpu.goals import goals
+from tools.bench.on_gpu.parts import LEAST_SECONDS, PARTS, Part
+from tools.bench.on_gpu.record import REHEARSAL, Record
+from tools.bench.on_gpu.running import Bench, run_parts
+from tools.bench.on_gpu.shown import draw_curves, markdown, show
+
+PACKAGES = (
+    *("torch", "transformer-engine", "megatron-core", "transformers", "liger-kernel", "triton"),
+    *("numpy", "safetensors"),
+)
+SECONDS = 360.0
+
+
+def main() -> None:
+    """Measure, or show what was measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file for the results; a picture goes beside it")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
+    parser.add_argument("--only", default="", help="parts, with commas between them")
+    parser.add_argument("--markdown", action="store_true", help="end with rows of Markdown")
+    parser.add_argument("--read", type=Path, help="measure nothing: print this file as Markdown")
+    parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
+    chosen = parser.parse_args()
+    try:
+        if chosen.read is not None:
+            print(markdown(json.loads(chosen.read.read_text("utf-8"))))
+            return
+        if chosen.json is None:
+            raise SettingsError("--json FILE is missing: where the results are to be written")
+        parts = named(chosen.only)
+        if not chosen.rehearse:
+            check_device()
+    except SettingsError as error:
+        sys.exit(f"tools.bench.gpu: {error}")
+    console = Console(stderr=chosen.markdown)
+    content = measure(chosen.json, parts, chosen.seconds, chosen.rehearse, console)
+    show(content, console)
+    if chosen.markdown:
+        print(markdown(content))
+
+
+def measure(
+    file: Path,
+    parts: Sequence[Part],
+    seconds: float,
+    rehearse: bool,
+    console: Console,
+    least_seconds: float = LEAST_SECONDS,
+) -> dict[str, Any]:
+    """Run `parts` into `file`, and what is drawn from it beside it; the file's content."""
+    record = Record(file, about(rehearse))
+
+    def told(part: Part, event: Mapping[str, Any]) -> None:
+        # After every event, so that a run that is cut off leaves its conclusions too.
+        record.content["goals"] = conclusions(record.content)
+        line = f"{part.name} · {event['case']}"
+        kind = event["event"]
+        if kind == "row":
+            line += f" · {event['name']} · {_brief(event['values'])}"
+        elif kind != "begin":
+            line += f" · {kind}" + (f": {event['why']}" if event.get("why") else "")
+        console.print(line, markup=False, highlight=False)
+
+    with tempfile.TemporaryDirectory(prefix="megatron-vr-bench-") as folder:
+        bench = Bench(record, Path(folder), told, environment(rehearse), rehearse, least_seconds)
+        run_parts(bench, parts, seconds)
+    record.content.update(complete=True, goals=conclusions(record.content))
+    record.write()
+    picture = file.with_name(f"{file.stem}-curves.png")
+    if draw_curves(record.content, picture):
+        console.print(f"losses: {picture}", markup=False)
+    return record.content
+
+
+def named(names: str) -> tuple[Part, ...]:
+    """The parts that --only names; all without it. Raises SettingsError for another name."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    known = {part.name: part for part in PARTS}
+    for name in wanted:
+        if name not in known:
+            raise SettingsError(f"--only {name} is no part; there are {', '.join(known)}")
+    return tuple(part for part in PARTS if not wanted or part.name in wanted)
+
+
+def check_device() -> None:
+    """Raise SettingsError where there is no GPU, or no Transformer Engine."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            "there is no GPU here that torch can use; --rehearse shows on a CPU that the programs "
+            "work, and measures nothing"
+        )
+    if importlib.util.find_spec("transformer_engine") is None:
+        raise SettingsError("Transformer Engine is not installed: install megatron-vr[gpu]")
+
+
+def environment(rehearse: bool) -> dict[str, str]:
+    """Of the processes: what a rank of a training gets."""
+    found = dict(os.environ)
+    # One process each, whatever started this one.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        found.pop(name, None)
+    found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if rehearse:
+        return found | {"CUDA_VISIBLE_DEVICES": ""}
+    return found | device_defaults(found)
+
+
+def about(rehearse: bool) -> dict[str, Any]:
+    """What the file says of itself."""
+    return {
+        "what": REHEARSAL if rehearse else "measured on one GPU by tools.bench.gpu",
+        "rehearsal": rehearse,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m tools.bench.gpu", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **dict(_versions())},
+    }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
+
+
+def conclusions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The goals as JSON has them."""
+    return [{**asdict(goal), "met": goal.met} for goal in goals(content)]
+
+
+def _brief(values: Mapping[str, Any]) -> str:
+    """The numbers of a row that say most, for a line in the terminal."""
+    wanted = (
+        *("name", "tflops", "tb_per_s", "time_ratio", "memory_ratio", "mib", "layers", "seconds"),
+        *("tokens_per_s", "peak_gib", "gb_per_s", "steps", "ours_mean", "transformers_bf16_mean"),
+    )
+    found = {name: values[name] for name in wanted if name in values}
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in found.items()
+    )
+
+
+if __name__ == "__main__":
+    main()
