@@ -32,6 +32,7 @@ setup(
         "tokenizers",
         "safetensors",
         "numpy",
+        "packaging",
         "pyarrow",
         "datasets",
         "pydantic>=2.7",

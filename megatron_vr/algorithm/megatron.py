@@ -26,8 +26,10 @@ class Megatron:
         from megatron_vr.convert.load import load_hf
         from megatron_vr.models.architecture import read_architecture
         from megatron_vr.models.gpt import build_model
+        from megatron_vr.models.support import check_build
 
         architecture = read_architecture(folder)
+        check_build(self.model_settings, architecture, self.layout, training=False)
         models = build_model(
             architecture,
             self.layout,

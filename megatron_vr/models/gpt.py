@@ -16,6 +16,7 @@ from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.config.spec_choice import Spec, SpecName
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.models.configuration import Attention, DTypeName, Recompute, config_fields
+from megatron_vr.models.gpt_fields import gpt_fields
 from megatron_vr.models.log_prob import Head, Targets, log_probs_at
 from megatron_vr.models.plain_layers import SharedPromptPack
 from megatron_vr.models.spec import layer_spec, spec_here
@@ -165,17 +166,10 @@ def _build_stage(
     model = LogProbModel(
         config=config,
         transformer_layer_spec=layer_spec(spec, config, vp_stage),
-        vocab_size=layout.padded_vocabulary(architecture.vocab_size),
-        max_sequence_length=architecture.max_positions,
+        **gpt_fields(architecture, layout),
         pre_process=parallel_state.is_pipeline_first_stage(**placed),
         post_process=parallel_state.is_pipeline_last_stage(**placed),
-        share_embeddings_and_output_weights=architecture.tied,
-        position_embedding_type="rope",
-        rotary_base=architecture.rope_theta,
-        rope_scaling=architecture.rope_factor is not None,
-        rope_scaling_factor=architecture.rope_factor or 1.0,
         vp_stage=vp_stage,
-        true_vocab_size=architecture.vocab_size,
         log_prob_chunk=log_prob_chunk,
     )
     return model if config.use_cpu_initialization else model.cuda()

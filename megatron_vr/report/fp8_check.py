@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -62,14 +63,15 @@ def draw_check(checked: Checked) -> bytes:
     """PNG with both losses, and with their gap between the lines that it must not cross."""
     reference, tried = checked.reference, checked.tried
     losses = [
-        _line(half.name, colour, half.losses)
-        for half, colour in ((reference, START), (tried, MAIN))
+        _line(reference.name, START, reference.losses),
+        # Dashed, so that curves that agree are both seen.
+        replace(_line(tried.name, MAIN, tried.losses), dashed=True),
     ]
     gaps = trailing_gaps(reference.losses, tried.losses)
     gap = _line("gap", OTHERS[3], [math.nan if found is None else 100 * found for found in gaps])
-    steps, bound = [1.0, float(len(gaps))], 100 * checked.largest
+    bound = 100 * checked.largest
     allowed = [
-        Line(f"allowed: ± {bound:g} %", MUTED, steps, [side, side], dashed=True)
+        replace(_line(f"allowed: ± {bound:g} %", MUTED, [side] * len(gaps)), dashed=True)
         for side in (bound, -bound)
     ]
     return line_panels(

@@ -82,6 +82,7 @@ class TrainingState:
                 model.load_state_dict(content[key])
             names = {parameter: name for name, parameter in model.named_parameters()}
             rounded |= {p: content[key][names[p]] for _, _, p in quantised(model)}
+        _quantise_again(rounded)
         optimizers = sharded_optimizers(self.optimizer)
         parts = [content["optimizer"]] if len(optimizers) == 1 else content["optimizer"]
         for inner, part in zip(optimizers, parts, strict=True):
@@ -133,6 +134,17 @@ def _padding_counted(optimizer: MegatronOptimizer) -> Iterator[None]:
     finally:
         for (part, _), size in zip(sizes, unpadded, strict=True):
             part.numel_unpadded = size
+
+
+@torch.no_grad()
+def _quantise_again(rounded: dict[torch.nn.Parameter, torch.Tensor]) -> None:
+    """Let each FP8 parameter tell its own largest value to the scales of the delayed recipe.
+
+    They are saved of the first tensor-parallel rank, whose last value, not yet shared, is not the
+    other ranks'; and they are set once more after the parameters.
+    """
+    for parameter, value in rounded.items():
+        parameter.copy_(value.to(parameter.device))
 
 
 def _check_main_weights(

@@ -16,6 +16,7 @@ from megatron_vr.convert.load import load_hf
 from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.models.gpt import build_model
 from megatron_vr.models.spec import shares_prompts
+from megatron_vr.models.support import check_build
 from megatron_vr.training.checkpoint import Progress
 from megatron_vr.training.clock import StepClock
 from megatron_vr.training.feed import Feed
@@ -44,7 +45,8 @@ def own_garbage() -> Iterator[None]:
 
 def build_stages(job: TrainJob, architecture: Architecture, *, in_fp8: bool = True) -> list[Any]:
     """This rank's stages of the job's model, not filled yet; not `in_fp8` where it shall not train,
-    but say what its weights are."""
+    but say what its weights are. Raises SettingsError where it cannot be built here."""
+    check_build(job.model, architecture, job.layout, training=in_fp8)
     return build_model(
         architecture,
         job.layout,

@@ -12,6 +12,10 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from megatron_vr.algorithm.fp8_check import PICTURE, RESULT, read_check
+from megatron_vr.errors import StageError
+from megatron_vr.traces.fingerprint import make_fingerprint
+from megatron_vr.traces.store import StageFolder
+from megatron_vr.traces.tables import EXAMPLES
 from megatron_vr.training.checked import Checked
 from tests.algorithm.fp8_check_jobs import (
     NAMES,
@@ -129,6 +133,30 @@ def test_two_ranks_find_what_one_finds(folder: Path, found: dict[str, Any]) -> N
     assert one.reference.losses == pytest.approx(alone.reference.losses, rel=1e-5)
     assert one.tried.losses == pytest.approx(alone.tried.losses, rel=1e-2)
     assert read_check(folder / "ranks") == one
+
+
+# --- the folder
+
+
+def test_a_check_does_not_settle_the_settings_of_a_training_that_has_not_begun(
+    tmp_path: Path,
+) -> None:
+    """Another recipe is what one tries after a check that failed."""
+    first, second = (
+        StageFolder(tmp_path / "sft", make_fingerprint("sft", {"fp8": recipe}, {}))
+        for recipe in ("delayed", "tensorwise")
+    )
+    first.open()
+    (first.path / "fp8-check").mkdir()
+    (first.path / RESULT).write_text("{}")
+    (first.path / PICTURE).write_text("")
+    second.check()
+    second.open()
+    left = {path.name for path in second.path.iterdir()}
+    assert {"fp8-check", RESULT, PICTURE} <= left, "the training finds what the check left"
+    second.write_part(0, EXAMPLES.empty_table())
+    with pytest.raises(StageError, match=r"settings\.fp8: tensorwise → delayed"):
+        first.check()
 
 
 # --- the command

@@ -124,6 +124,8 @@ class _Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         seen = self._seen.setdefault(report.nodeid, [])
         seen.append(report)
+        if report.when == "setup" and report.passed:
+            return
         failed = [phase for phase in seen if phase.failed]
         skipped = [phase for phase in seen if phase.skipped]
         passed = "rehearsed" if self._report.rehearsal else "passed"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import pytest
 
 from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.config.spec_choice import Spec
@@ -44,6 +47,12 @@ def missing() -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         return f"Transformer Engine cannot be imported ({type(error).__name__}: {error})"
     return None
+
+
+def first_rehearsed(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test that differ in FP8 alone: without it all would be the same rehearsal."""
+    alike = pytest.mark.needs_gpu("without FP8 it is the same as another")
+    return [pytest.param(name, marks=[alike] if index else []) for index, name in enumerate(names)]
 
 
 def forget_fp8() -> None:

@@ -26,7 +26,7 @@ from tests.gpu.models import (
     sequences,
     write_model,
 )
-from tests.gpu.place import Place
+from tests.gpu.place import Place, first_rehearsed
 from tests.gpu.trainings import job, lines, opened, scores
 
 RECIPES = {
@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, place: Place) -> tuple[Pat
     return start, losses
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", first_rehearsed(RECIPES))
 def test_thirty_steps_in_fp8_have_the_losses_of_bfloat16(
     name: str, trained: tuple[Path, list[float]], tmp_path: Path, place: Place, measured: Measured
 ) -> None:
@@ -168,7 +168,7 @@ def test_the_first_and_last_layers_that_are_asked_for_compute_in_bfloat16(
     assert off["one layer"] < off["transformers, four layers"]
 
 
-@pytest.mark.parametrize("name", ["tensorwise", "delayed", "blockwise"])
+@pytest.mark.parametrize("name", first_rehearsed(["tensorwise", "delayed", "blockwise"]))
 def test_scoring_after_a_training_in_fp8_is_in_bfloat16_bit_for_bit(
     name: str, tmp_path: Path, place: Place, measured: Measured
 ) -> None:

@@ -10,7 +10,7 @@ from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.training.trainer import train
 from tests.gpu.conftest import Measured
 from tests.gpu.models import write_model
-from tests.gpu.place import Place, forget_fp8
+from tests.gpu.place import Place, first_rehearsed, forget_fp8
 from tests.gpu.trainings import job, lines
 from tests.training.harness import Stop, stop_after
 from tests.training.jobs import differing
@@ -24,7 +24,7 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("name", first_rehearsed(HOW))
 def test_a_stopped_training_goes_on_bit_for_bit(
     name: str,
     tmp_path: Path,

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from megatron_vr.errors import Requeue, StageError, VRError
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.metrics import StepMetrics
-from megatron_vr.training.trainer import train
+from megatron_vr.training.trainer import skipped_updates, train
 from tests.training.harness import Stop, stop_after, with_layout
 from tests.training.jobs import POISONED, differing, job, metrics
 
@@ -49,7 +49,8 @@ def skipped(folder: Path) -> dict[str, Any]:
 
     broken = folder / "poisoned"
     made = job(broken, folder / "runs" / "skip", not_finite="skip")
-    values = dist_checkpointing.load_plain_tensors(str(train(made)))
+    final = train(made)
+    values = dist_checkpointing.load_plain_tensors(str(final))
     limited = job(broken, folder / "runs" / "skip-less", not_finite="skip", skips_allowed=1)
     stopped = job(broken, folder / "runs" / "skip-resumed", not_finite="skip")
     with contextlib.suppress(Stop):
@@ -60,6 +61,7 @@ def skipped(folder: Path) -> dict[str, Any]:
     ]
     return {
         "poisoned": poisoned,
+        "told": skipped_updates(final),
         "metrics": metrics(made.folder),
         "resumed": metrics(stopped.folder),
         "finite": bool(values["output_layer.weight"].isfinite().all()),

@@ -125,6 +125,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_when_asked(
     counts = list(accumulate(found["poisoned"]))
     assert 2 <= counts[-1] < 6, "the test wants updates of both kinds"
     assert [line["skipped"] for line in found["metrics"]] == counts
+    assert found["told"] == counts[-1], "the checkpoint tells it to the stage's summary"
     assert found["resumed"] == found["metrics"], "the count goes on where a training resumes"
     assert found["finite"], "a skipped update must leave the parameters alone"
     assert re.match("StageError.*update 2 to be skipped", found["refused"]), found["refused"]

@@ -19,6 +19,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +30,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from megatron_vr.errors import SettingsError
 from megatron_vr.parallel.layout import device_defaults
 from tools.bench.on_gpu.goals import goals
 from tools.bench.on_gpu.parts import LEAST_SECONDS, PARTS, Part
 from tools.bench.on_gpu.record import REHEARSAL, Record
-from tools.bench.on_gpu.running import Bench, run_parts
+from tools.bench.on_gpu.running import ROOT, Bench, run_parts
 from tools.bench.on_gpu.shown import draw_curves, markdown, show
 
 PACKAGES = (
@@ -43,6 +52,12 @@ PACKAGES = (
     *("numpy", "safetensors"),
 )
 SECONDS = 360.0
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
 
 
 def main() -> None:
@@ -68,6 +83,8 @@ def main() -> None:
             check_device()
     except SettingsError as error:
         sys.exit(f"tools.bench.gpu: {error}")
+    # Ended by a signal, it ends its processes.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(stderr=chosen.markdown)
     content = measure(chosen.json, parts, chosen.seconds, chosen.rehearse, console)
     show(content, console)
@@ -85,19 +102,12 @@ def measure(
 ) -> dict[str, Any]:
     """Run `parts` into `file`, and what is drawn from it beside it; the file's content."""
     record = Record(file, about(rehearse))
-
-    def told(part: Part, event: Mapping[str, Any]) -> None:
-        # After every event, so that a run that is cut off leaves its conclusions too.
-        record.content["goals"] = conclusions(record.content)
-        line = f"{part.name} · {event['case']}"
-        kind = event["event"]
-        if kind == "row":
-            line += f" · {event['name']} · {_brief(event['values'])}"
-        elif kind != "begin":
-            line += f" · {kind}" + (f": {event['why']}" if event.get("why") else "")
-        console.print(line, markup=False, highlight=False)
-
-    with tempfile.TemporaryDirectory(prefix="megatron-vr-bench-") as folder:
+    cases = sum(len(part.cases) for part in parts)
+    with (
+        Progress(*COLUMNS, console=console) as progress,
+        tempfile.TemporaryDirectory(prefix="megatron-vr-bench-") as folder,
+    ):
+        told = Told(record, progress, progress.add_task("", total=cases))
         bench = Bench(record, Path(folder), told, environment(rehearse), rehearse, least_seconds)
         run_parts(bench, parts, seconds)
     record.content.update(complete=True, goals=conclusions(record.content))
@@ -106,6 +116,30 @@ def measure(
     if draw_curves(record.content, picture):
         console.print(f"losses: {picture}", markup=False)
     return record.content
+
+
+class Told:
+    """Takes up what the parts tell: conclusions into the record, lines and a bar for people."""
+
+    def __init__(self, record: Record, progress: Progress, task: TaskID) -> None:
+        self._record, self._progress, self._task = record, progress, task
+
+    def __call__(self, part: Part, event: Mapping[str, Any]) -> None:
+        case, kind = f"{part.name} · {event['case']}", event["event"]
+        if kind == "begin":
+            self._progress.update(self._task, description=case)
+            return
+        # After every event, so that a run that is cut off leaves its conclusions too.
+        self._record.content["goals"] = conclusions(self._record.content)
+        if kind == "row":
+            self._print(f"{case} · {event['name']} · {_brief(event['values'])}")
+            return
+        self._progress.advance(self._task)
+        if kind != "done":
+            self._print(f"{case} · {kind}: {event['why']}")
+
+    def _print(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def named(names: str) -> tuple[Part, ...]:
@@ -137,6 +171,8 @@ def environment(rehearse: bool) -> dict[str, str]:
     # One process each, whatever started this one.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         found.pop(name, None)
+    # The package need not be installed.
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), found.get("PYTHONPATH"))))
     found |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if rehearse:
         return found | {"CUDA_VISIBLE_DEVICES": ""}

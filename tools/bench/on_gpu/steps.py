@@ -37,27 +37,22 @@ from tools.bench.on_gpu.timing import Timed, collect, forget_peak, median_second
 
 
 def measure(case: str, place: Place) -> Iterator[Row]:
-    """One of the cases of the part `step`: a shape and a recipe, or where kernels spend time."""
-    name, recipe = case.split()
+    """One of the cases of the part `step`: a shape, a recipe, and what is asked of them."""
+    name, recipe, *asked = case.split()
     whole = whole_shape(name, place)
-    if recipe == "kernels":
-        for each in ("bf16", "tensorwise"):
-            training = build(fitting(whole, place), each, place)
-            yield kernel_row(each, Step.of("8192", training, fitting(whole, place), place), place)
-            del training
-            collect()
-        return
     architecture = fitting(whole, place)
     training = build(architecture, recipe, place)
-    # The 8B shape in bf16 is what everything else is compared with: it gets every length.
-    wanted = {"8b bf16": LENGTHS, "8b tensorwise": LENGTHS[:2]}.get(case, LENGTHS[:1])
-    for lengths in wanted:
-        step = Step.of(lengths, training, architecture, place)
-        yield Row(lengths, {"layers_of_shape": whole.layers, **step.measured()})
-        if lengths == LENGTHS[0]:
-            profile = step.profile()
-            yield Row("profile", vars(profile))
-            yield Row("all layers", all_layers(profile, architecture, whole, step))
+    first, *others = (Step.of(lengths, training, architecture, place) for lengths in LENGTHS)
+    if asked == ["kernels"]:
+        yield kernel_row("kernels", first, place)
+    elif asked == ["lengths"]:
+        for step, lengths in zip(others, LENGTHS[1:], strict=True):
+            yield Row(lengths, {"layers_of_shape": whole.layers, **step.measured()})
+    else:
+        yield Row(LENGTHS[0], {"layers_of_shape": whole.layers, **first.measured()})
+        profile = first.profile()
+        yield Row("profile", vars(profile))
+        yield Row("all layers", all_layers(profile, architecture, whole, first))
 
 
 def fitting(whole: Architecture, place: Place) -> Architecture:
