@@ -25,7 +25,7 @@ from megatron_vr.convert.maps import Index, source_shapes, split_layer, weight_m
 from megatron_vr.convert.transforms import to_megatron
 from megatron_vr.errors import CheckpointError
 from megatron_vr.models.architecture import Architecture
-from megatron_vr.models.te_modules import fillable, with_no_extra_state, without_extra_state
+from megatron_vr.models.te_modules import fillable, with_extra_state, without_extra_state
 
 _UNREADABLE = (CheckpointException, CheckpointingException, KeyError, OSError, RuntimeError)
 
@@ -71,7 +71,7 @@ def load_megatron(models: Sequence[MegatronModule], folder: str | Path) -> None:
         except _UNREADABLE as error:
             raise CheckpointError(f"{folder} cannot be loaded by Megatron ({error}).") from error
         for key, model in zip(keys, models, strict=True):
-            model.load_state_dict(with_no_extra_state(model, loaded[key]))
+            model.load_state_dict(with_extra_state(model, loaded[key]))
 
 
 def place_of(shard: ShardedTensor) -> tuple[str, Index]:

@@ -97,16 +97,20 @@ def on_host(parameter: torch.nn.Parameter) -> torch.Tensor:
     return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
 
 
+def keeps_scales(config: Any) -> bool:
+    """Whether a model of `config` (Megatron's) has scales that follow from the steps before."""
+    return bool(config.fp8) and config.fp8_recipe == "delayed"
+
+
 def without_extra_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """A module's (sharded) state less Transformer Engine's own: scales of trainings in FP8."""
     return {key: value for key, value in state.items() if not key.endswith(EXTRA_STATE)}
 
 
-def with_no_extra_state(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` made whole for `module.load_state_dict`, which leaves Transformer Engine's own state
-    as it is."""
+def with_extra_state(module: torch.nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` made whole for `module.load_state_dict`: what it has none of stays as it is."""
     missing = [key for key in module.state_dict() if key.endswith(EXTRA_STATE)]
-    return {**state, **dict.fromkeys(missing)}
+    return {**dict.fromkeys(missing), **state}
 
 
 @contextmanager

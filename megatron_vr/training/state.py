@@ -16,7 +16,14 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-from megatron_vr.models.te_modules import on_host, own_extra_state, quantised
+from megatron_vr.models.te_modules import (
+    keeps_scales,
+    on_host,
+    own_extra_state,
+    quantised,
+    with_extra_state,
+    without_extra_state,
+)
 from megatron_vr.training.main_weights import replaced_in, rounded_main_weights
 from megatron_vr.training.optimizer import sharded_optimizers
 
@@ -49,7 +56,7 @@ class TrainingState:
             )
         # The optimizer's state above is named after the parameters themselves.
         with self._plain(loading):
-            parameters = self._sharded_models(metadata)
+            parameters = self._sharded_models(metadata, loading=loading)
         content: dict[str, Any] = {
             **parameters,
             "optimizer": optimizer,
@@ -59,11 +66,14 @@ class TrainingState:
             content["random"] = _sharded_random_state()
         return content
 
-    def _sharded_models(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: model.sharded_state_dict(metadata=metadata)
-            for key, model in zip(_model_keys(self.models), self.models, strict=True)
-        }
+    def _sharded_models(self, metadata: dict[str, Any], *, loading: bool = False) -> dict[str, Any]:
+        found = {}
+        for key, model in zip(_model_keys(self.models), self.models, strict=True):
+            found[key] = model.sharded_state_dict(metadata=metadata)
+            if loading and not keeps_scales(model.config):
+                # Plain layers and Transformer Engine's go on with each other's checkpoints.
+                found[key] = without_extra_state(found[key])
+        return found
 
     def _plain(self, loading: bool) -> AbstractContextManager[None]:
         """Inside, no parameter is in FP8, so that checkpoints are as without it."""
@@ -79,7 +89,7 @@ class TrainingState:
         rounded: dict[torch.nn.Parameter, torch.Tensor] = {}
         for key, model in zip(_model_keys(self.models), self.models, strict=True):
             with own_extra_state():
-                model.load_state_dict(content[key])
+                model.load_state_dict(with_extra_state(model, content[key]))
             names = {parameter: name for name, parameter in model.named_parameters()}
             rounded |= {p: content[key][names[p]] for _, _, p in quantised(model)}
         _quantise_again(rounded)

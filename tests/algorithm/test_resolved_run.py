@@ -156,10 +156,10 @@ def test_packs_are_padded_for_the_ranks_that_share_them_and_for_fp8() -> None:
         "qwen3-8b": (4, 16),
         "qwen2.5-7b": (8, 16),
         "qwen2.5-32b": (1, 8),
-        "qwen2.5-32b-fp8": (8, 4 * 8 * 128),
+        "qwen2.5-32b-fp8": (4, 2 * 8 * 128),
     }
     scoring = kept(ROOT / "examples/qwen2.5-32b-fp8.yaml")["scoring"]
-    assert (scoring["sequence_multiple"], scoring["pack_multiple"]) == (8, 64)
+    assert (scoring["sequence_multiple"], scoring["pack_multiple"]) == (4, 32)
 
 
 def test_trainings_that_differ_stand_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,16 @@ def test_a_case_that_hangs_is_cut_off_with_all_that_it_started(tmp_path: Path) -
 
 
 def alive(process: int) -> bool:
-    """Whether it runs; one that ended and whose parent never asked does not."""
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    """Whether it still runs after a while (a kill takes its time on a busy machine); one that ended
+    and whose parent never asked does not."""
+    for _ in range(100):
+        try:
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def test_a_part_that_hangs_takes_its_own_time_alone_and_what_is_left_is_used(

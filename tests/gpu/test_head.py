@@ -23,8 +23,13 @@ def inputs(place: Place) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weight = torch.randn(PADDED, HIDDEN, generator=generator) / HIDDEN**0.5 * 3
     labels = torch.randint(0, VOCABULARY, (1, PLACES), generator=generator)
     counts = torch.rand(PLACES, generator=generator)
-    low = (tensor.bfloat16().to(place.device).requires_grad_() for tensor in (states, weight))
-    return (*low, labels.to(place.device), counts.to(place.device))
+    low = [tensor.bfloat16().to(place.device).requires_grad_() for tensor in (states, weight)]
+    return low[0], low[1], labels.to(place.device), counts.to(place.device)
+
+
+def _world() -> dist.ProcessGroup:
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
 
 
 def dense(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -35,7 +40,7 @@ def dense(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def chunked(
     states: Tensor, weight: Tensor, labels: Tensor, derivative: Tensor | None, chunk: int = CHUNK
 ) -> Tensor:
-    head = Head(weight, VOCABULARY, chunk, sequence_parallel=False, group=dist.group.WORLD)
+    head = Head(weight, VOCABULARY, chunk, sequence_parallel=False, group=_world())
     mask = torch.ones_like(labels, dtype=torch.bool)
     return log_probs_at(head, states, Targets(labels, mask, derivative))
 
@@ -47,7 +52,7 @@ def test_the_heads_values_and_gradients_are_the_dense_ones(
     states, weight, labels, counts = inputs(place)
     found = chunked(states, weight, labels, counts if announced else None)
     wide = [tensor.detach().float().requires_grad_() for tensor in (states, weight)]
-    exact, theirs = dense(*wide, labels), dense(states, weight, labels)
+    exact, theirs = dense(wide[0], wide[1], labels), dense(states, weight, labels)
     assert found.dtype == torch.float32
 
     # The logits are rounded to bfloat16: the label's, and those of the sum.
@@ -76,7 +81,7 @@ def test_the_heads_peak_memory_is_far_below_the_logits_size(
     weight = torch.randn(vocabulary, HIDDEN, device="cuda", dtype=torch.bfloat16)
     weight.requires_grad_()
     labels = torch.randint(0, vocabulary, (1, places), device="cuda")
-    head = Head(weight, vocabulary, chunk, sequence_parallel=False, group=dist.group.WORLD)
+    head = Head(weight, vocabulary, chunk, sequence_parallel=False, group=_world())
     counts = torch.rand(places, device="cuda")
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

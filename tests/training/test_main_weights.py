@@ -1,83 +1,76 @@
-"""Training in bfloat16: float32 main weights, no loss scale."""
+"""Weights that are in FP8 alone are saved as the main weights. There is no FP8 here: parameters are
+marked as if they were, and spoiled as rounding would."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from tests.models.reference import tiny_model
+from megatron_vr.parallel.layout import Layout
 from tests.parallel.launch import run_ranks
 from tests.training.harness import with_layout
+from tests.training.jobs import job
 
-STEPS, RATE = 40, 2.0**-14
-
-
-def found_on(rank: int, folder: str) -> dict[str, Any]:
-    """Updates of one bfloat16 model whose every gradient is 1e-20."""
-    from megatron_vr.parallel.layout import Layout
-
-    return dict(with_layout(Layout(), _updated, Path(folder)))
+SPOILED = ("mlp.linear_fc2.weight", "self_attention.linear_qkv.weight")
 
 
-def _updated(folder: Path) -> dict[str, Any]:
-    from megatron_vr.config.settings import OptimizerSettings
-    from megatron_vr.convert.load import load_hf
-    from megatron_vr.models.architecture import read_architecture
-    from megatron_vr.models.gpt import build_model
-    from megatron_vr.parallel.layout import Layout
-    from megatron_vr.training.optimizer import build_optimizer, clip_gradient, step_with_clipped
-    from megatron_vr.training.update import wrap_models
+def two_ranks(rank: int, folder: str, overlap: bool) -> dict[str, Any]:
+    return with_layout(Layout(), spoiled_and_saved, Path(folder), overlap)
 
-    architecture = read_architecture(folder)
-    (model,) = build_model(
-        *(architecture, Layout()),
-        spec="plain",
-        dtype="bfloat16",
-        recompute="none",
-        log_prob_chunk=16,
-    )
-    load_hf([model], folder, architecture)
-    models = wrap_models([model])
-    settings = OptimizerSettings(
-        learning_rate=RATE, beta1=0.0, beta2=0.0, epsilon=1e-30, schedule="constant", clip=1e9
-    )
-    optimizer = build_optimizer(models, settings, torch.bfloat16)
-    weight = model.decoder.final_layernorm.weight
-    before = weight.detach().clone()
-    after_one = None
-    for _ in range(STEPS):
-        models[0].zero_grad_buffer()
-        optimizer.zero_grad()
-        for parameter in model.parameters():
-            parameter.main_grad.fill_(1e-20)
-        clip_gradient(optimizer, 1e9)
-        step_with_clipped(optimizer)
-        after_one = weight.detach().clone() if after_one is None else after_one
+
+def spoiled_and_saved(folder: Path, overlap: bool) -> dict[str, Any]:
+    """What stands in for the spoiled parameters, and what a checkpoint has of them."""
+    from megatron_vr.training.checkpoint import Checkpoints, Kept
+    from megatron_vr.training.main_weights import rounded_main_weights
+    from megatron_vr.training.stepper import Stepper
+    from megatron_vr.training.update import gathered_weights
+
+    made = job(folder / "model", folder / "run", dtype="bfloat16", overlap=overlap)
+    stepper = Stepper(made)
+    for _ in range(2):
+        stepper.step()
+    (model,) = stepper.state.models
+    checkpoints = Checkpoints(folder / "saved", Kept(1), {})
+    with gathered_weights(stepper.models):
+        parameters = dict(model.named_parameters())
+        wanted = {name: value.detach().clone() for name, value in parameters.items()}
+        chosen = [name for name in parameters if name.endswith(SPOILED)]
+        for name in chosen:
+            parameters[name].quantize_ = None  # type: ignore[attr-defined]
+            parameters[name].data.mul_(1.25)
+        with rounded_main_weights([model], stepper.state.optimizer):
+            inside = {name: value.detach().clone() for name, value in model.named_parameters()}
+        after = dict(model.named_parameters())
+        checkpoints.save(stepper.done, stepper.state)
+    checkpoints.settle()
+    loaded = Stepper(made, load=False)
+    for name, value in loaded.state.models[0].named_parameters():
+        if name in chosen:
+            value.quantize_ = None  # type: ignore[attr-defined]
+    checkpoints.load(checkpoints.path(2), loaded.state)
+    checkpoints.close()
+    restored = dict(loaded.state.models[0].named_parameters())
     return {
-        "scale": float(optimizer.get_loss_scale()),
-        "main": {str(main.dtype) for main in optimizer.get_parameters()},
-        "weights": {str(parameter.dtype) for parameter in model.parameters()},
-        "before": before,
-        "after one": after_one,
-        "after all": weight.detach().clone(),
+        "spoiled": len(chosen),
+        "inside": [name for name in wanted if not torch.equal(inside[name], wanted[name])],
+        "put back": all(after[name] is value for name, value in parameters.items()),
+        "restored": [name for name in wanted if not torch.equal(restored[name], wanted[name])],
     }
 
 
-def test_updates_below_bfloat16s_spacing_add_up_and_no_loss_is_scaled(tmp_path: Path) -> None:
-    """Without moments' memory Adam moves every weight by the learning rate, here 1/64 of
-    bfloat16's spacing below 1, 2⁻⁸, whatever the gradient's size."""
-    start = tiny_model("qwen3", False)
-    with torch.no_grad():
-        start.model.norm.weight.fill_(1.0)
-    start.save_pretrained(tmp_path)
-    (found,) = run_ranks(found_on, 1, str(tmp_path))
-    assert found["scale"] == 1.0
-    assert (found["main"], found["weights"]) == ({"torch.float32"}, {"torch.bfloat16"})
-    ones = found["before"]
-    assert ones.eq(1).all()
-    assert found["after one"].eq(1).all()
-    exact = 1 - STEPS * RATE
-    assert found["after all"].eq(torch.tensor(exact).bfloat16()).all()
-    assert torch.tensor(exact).bfloat16() < 1
+@pytest.mark.parametrize("overlap", [False, True])
+def test_checkpoints_have_the_main_weights_of_parameters_that_are_in_fp8_alone(
+    overlap: bool, tmp_path: Path
+) -> None:
+    # Here, so that the spawned processes need not import Transformers.
+    from tests.training.reference import hugging_face
+
+    hugging_face("qwen3-untied").save_pretrained(tmp_path / "model")
+    for found in run_ranks(two_ranks, 2, str(tmp_path), overlap):
+        assert found["spoiled"] >= 4
+        assert not found["inside"], f"other values stand in for {found['inside']}"
+        assert found["put back"]
+        assert not found["restored"], f"a checkpoint has other values of {found['restored']}"

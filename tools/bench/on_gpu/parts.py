@@ -63,18 +63,18 @@ PARTS = (
             "4b blockwise",
             "4b delayed",
         ),
-        95,
+        90,
         shrinks=True,
     ),
-    Part("rival", "tools.bench.on_gpu.rival", ("8192", "traces"), 70, shrinks=True),
+    Part("rival", "tools.bench.on_gpu.rival", ("8192", "traces"), 65, shrinks=True),
     Part(
         "curves",
         "tools.bench.on_gpu.curves",
         ("bf16", "tensorwise", "blockwise", "delayed", "bf16 in other packs"),
-        75,
+        70,
     ),
     Part("convert", "tools.bench.on_gpu.convert", ("4b",), 60),
-    Part("vllm", "tools.bench.on_gpu.vllm", ("load",), 5),
+    Part("vllm", "tools.bench.on_gpu.vllm", ("load",), 20),
 )
 
 
