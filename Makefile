@@ -4,6 +4,9 @@
 # make ablation   the demo with more rows and three seeds (about an hour on two cores)
 # make install    the virtual environment alone
 # make lint       ruff and mypy
+# make gpu-test   tests that need a Hopper GPU with Transformer Engine; writes gpu-tests.json
+# make gpu-bench  benchmarks on it; writes gpu-bench.json and prints rows for docs/gpu-results.md
+#                 Both take GPU_PYTHON, the Python that has Transformer Engine (default python3).
 #
 # PYTHON=python3.12 make demo   chooses the interpreter (3.10 to 3.13)
 
@@ -11,9 +14,10 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+GPU_PYTHON ?= python3
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test servers servers-if-possible ablation install lint clean
+.PHONY: demo test servers servers-if-possible ablation install lint gpu-test gpu-bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/megatron-vr run examples/toy.yaml
@@ -38,6 +42,12 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-test:
+	$(GPU_PYTHON) -m pytest tests/gpu --gpu-report gpu-tests.json
+
+gpu-bench:
+	$(GPU_PYTHON) -m tools.bench.gpu --json gpu-bench.json --markdown
 
 $(VENV)/.installed: setup.py constraints.txt
 	@python=$$(bash tools/preflight.sh "$(PYTHON)") && $$python -m venv $(VENV)

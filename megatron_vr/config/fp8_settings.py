@@ -36,7 +36,9 @@ class Fp8Settings(Frozen):
     attention: bool = Field(
         False, description="attention in FP8 too; no GPU up to Hopper takes packs in it"
     )
-    amax_history: Count = Field(1024, description="delayed: steps whose largest values count")
+    amax_history: Count = Field(
+        1024, description="delayed: micro-batches whose largest values count"
+    )
     amax_algorithm: Literal["max", "most_recent"] = Field(
         "max", description="delayed: which of them"
     )

@@ -56,6 +56,14 @@ class Inputs:
         return inputs
 
 
+def chunk_of(inputs: Inputs, logits: int) -> int:
+    """Positions that the head projects at once for `logits` bytes: on a GPU they stay as the
+    product leaves them, elsewhere they are float32."""
+    weight = inputs.weight
+    item = weight.element_size() if weight.is_cuda else torch.float32.itemsize
+    return max(1, logits // (weight.shape[0] * item))
+
+
 def chunked(inputs: Inputs, chunk: int) -> None:
     """Ours."""
     rows = inputs.weight.shape[0]
@@ -152,7 +160,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = Inputs.random(options.positions, options.vocabulary, options.width, device)
     memory = LOGITS_ON_GPU if device == "cuda" else LOGITS_ON_CPU
-    chunk = max(1, memory // (4 * options.vocabulary))
+    chunk = chunk_of(inputs, memory)
 
     def ours() -> None:
         chunked(inputs, chunk)

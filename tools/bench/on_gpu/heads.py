@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 from megatron_vr.models.gpt import LOGITS_ON_CPU, LOGITS_ON_GPU
 from tools.bench.harness import ratio
-from tools.bench.head import Inputs, chunked, dense, liger, megatron, peak_bytes
+from tools.bench.head import Inputs, chunk_of, chunked, dense, liger, megatron, peak_bytes
 from tools.bench.on_gpu.ours import form_groups_once
 from tools.bench.on_gpu.place import NotHere, Place, Row
 
@@ -42,7 +40,7 @@ def measure(case: str, place: Place) -> Iterator[Row]:
             yield Row(f"{size // MIB} MiB", {"shape": shape, **alone(inputs, size)})
         return
     theirs = partial(_rival(name, place), inputs)
-    ours = partial(chunked, inputs, _chunk(logits, vocabulary))
+    ours = partial(chunked, inputs, chunk_of(inputs, logits))
     mine, other = ratio(ours, theirs, place.sized(ROUNDS, 1))
     own_gradient = 2 * inputs.weight.numel() if "Liger" in name else 0
     mine_peak, other_peak = _peak(inputs, ours), _peak(inputs, theirs)
@@ -63,7 +61,7 @@ def measure(case: str, place: Place) -> Iterator[Row]:
 
 def alone(inputs: Inputs, logits: int) -> dict[str, Any]:
     """Ours with at most `logits` bytes of logits at once."""
-    chunk = _chunk(logits, inputs.weight.shape[0])
+    chunk = chunk_of(inputs, logits)
     ours = partial(chunked, inputs, chunk)
     seconds, _ = ratio(ours, lambda: None, 3)
     return {"chunk": chunk, "seconds": seconds, "mib": _peak(inputs, ours) / MIB}
@@ -88,10 +86,6 @@ def _rival(name: str, place: Place) -> Head:
     real = {"Liger": liger, "dense": dense, "weighted Liger": weighted_liger, "Megatron": megatron}
     # Liger's kernels need the GPU.
     return dense if place.rehearse else real[name]
-
-
-def _chunk(logits: int, vocabulary: int) -> int:
-    return max(1, logits // (torch.float32.itemsize * vocabulary))
 
 
 def _peak(inputs: Inputs, work: Callable[[], None]) -> int:
