@@ -30,7 +30,7 @@ ablation: $(VENV)/.installed
 install: $(VENV)/.installed
 
 test: $(VENV)/.test-installed servers-if-possible
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore=tests/gpu $(TESTS)
 
 servers:
 	@bash tests/servers/install.sh
@@ -44,7 +44,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/gpu --gpu-report gpu-tests.json
+	$(GPU_PYTHON) -m pytest tests/gpu -n 4 --dist loadfile --gpu-report=gpu-tests.json
 
 gpu-bench:
 	$(GPU_PYTHON) -m tools.bench.gpu --json gpu-bench.json --markdown

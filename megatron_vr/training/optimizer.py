@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -29,8 +30,15 @@ def build_optimizer(
 ) -> MegatronOptimizer:
     """Megatron's distributed AdamW over the parameters (of type `dtype`) of this rank's `models`.
 
-    Norms and biases are not decayed. Main parameters and moments are float32.
+    Norms and biases are not decayed. Main parameters and moments are float32. Raises SettingsError
+    on a CPU where Transformer Engine is installed.
     """
+    if not torch.cuda.is_available() and find_spec("transformer_engine") is not None:
+        raise SettingsError(
+            "there is no GPU, but Transformer Engine is installed, whose AdamW Megatron-Core takes "
+            "wherever it finds it, and which needs a GPU; train on one, or in an environment "
+            "without Transformer Engine"
+        )
     overlap = models[0].ddp_config.overlap_param_gather
     config = OptimizerConfig(**optimizer_fields(settings, dtype, overlap=overlap, fp8=fp8))
     optimizer = get_megatron_optimizer(
