@@ -6,6 +6,7 @@ They are known by the attributes they have; nothing here imports Transformer Eng
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -100,6 +101,15 @@ def on_host(parameter: torch.nn.Parameter) -> torch.Tensor:
 def keeps_scales(config: Any) -> bool:
     """Whether a model of `config` (Megatron's) has scales that follow from the steps before."""
     return bool(config.fp8) and config.fp8_recipe == "delayed"
+
+
+def forget_scales() -> None:
+    """Let Transformer Engine forget the amax histories of all models of this process, which it
+    keeps beyond their end and rolls with those of the next."""
+    names = ("transformer_engine.pytorch.quantization", "transformer_engine.pytorch.fp8")
+    for module in filter(None, map(sys.modules.get, names)):
+        module.FP8GlobalStateManager.reset()
+        return
 
 
 def without_extra_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from megatron_vr.models.architecture import Architecture, read_architecture
 from megatron_vr.models.gpt import build_model
 from megatron_vr.models.spec import shares_prompts
 from megatron_vr.models.support import check_build
+from megatron_vr.models.te_modules import forget_scales
 from megatron_vr.training.checkpoint import Progress
 from megatron_vr.training.clock import StepClock
 from megatron_vr.training.feed import Feed
@@ -33,12 +34,13 @@ def own_garbage() -> Iterator[None]:
     """Collections inside look at what the training made only; it is freed on leaving.
 
     Megatron collects garbage at every save, which takes long where much is imported. The wrapped
-    model and its gradient hooks refer to each other in circles.
+    model and its gradient hooks refer to each other in circles. FP8's scales go too.
     """
     gc.freeze()
     try:
         yield
     finally:
+        forget_scales()
         gc.unfreeze()
         gc.collect()
 
