@@ -43,6 +43,19 @@ class Megatron:
         return [model.eval() for model in models]
 
 
+def told_of_scoring(settings: Settings, folder: Path) -> str:
+    """Which layers score the model in `folder`, and in what precision, in a line."""
+    from megatron_vr.models.architecture import read_architecture
+    from megatron_vr.models.parts import transformer_engine_version
+    from megatron_vr.parallel.launch import has_gpu
+    from megatron_vr.training.resolved import Base, described, resolved_scoring
+
+    base = Base(settings.model, read_architecture(folder), layout_of(settings), has_gpu())
+    tokens = settings.scoring.micro_batch_tokens
+    built = resolved_scoring(base, micro_batch_tokens=tokens)
+    return described(built, transformer_engine_version())
+
+
 def layout_of(settings: Settings) -> Layout:
     """The layout that the `parallel` settings ask for."""
     parallel = settings.parallel

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from megatron_vr.config.fp8_settings import ALIGN
 from megatron_vr.config.model_checks import model_faults
 from megatron_vr.config.settings import Settings
 from megatron_vr.config.spec_choice import resolve_spec
@@ -53,6 +55,7 @@ def _faults(
         yield "policy.start is last, but nothing comes before the first training; use base"
     yield from _spec_faults(s, installed_here, on_gpu)
     yield from _context_faults(s)
+    yield from _padding_faults(s)
     yield from _warmup_faults(s)
     yield from _length_faults(s)
 
@@ -85,17 +88,35 @@ def _spec_faults(s: Settings, installed_here: bool, on_gpu: bool | None) -> Iter
 def _context_faults(s: Settings) -> Iterator[str]:
     """Context parallelism pads every sequence to two chunks for each rank."""
     multiple = 2 * s.parallel.context
-    budgets = {
-        "policy": s.policy.micro_batch_tokens,
-        "posterior.train": s.posterior.train.micro_batch_tokens,
-        "train": s.train.micro_batch_tokens,
-        "scoring": s.scoring.micro_batch_tokens,
-    }
-    for name, budget in budgets.items():
+    for name, budget in (*_training_budgets(s), ("scoring", s.scoring.micro_batch_tokens)):
         if s.parallel.context > 1 and budget % multiple:
             yield (
                 f"{name}.micro_batch_tokens is {budget}, which is not a multiple of {multiple} "
                 f"(twice parallel.context); use {budget + -budget % multiple}"
+            )
+
+
+def _training_budgets(s: Settings) -> tuple[tuple[str, int], ...]:
+    return (
+        ("policy", s.policy.micro_batch_tokens),
+        ("posterior.train", s.posterior.train.micro_batch_tokens),
+        ("train", s.train.micro_batch_tokens),
+    )
+
+
+def _padding_faults(s: Settings) -> Iterator[str]:
+    """In FP8 a full pack is padded to whole blocks on each rank: the budget must have room."""
+    if s.model.fp8 is None:
+        return
+    context, share = s.parallel.context, s.parallel.tensor if s.parallel.sequence else 1
+    ranks = context * share
+    multiple = math.lcm(2 * ranks if context > 1 else 1, ranks * ALIGN[s.model.fp8.recipe])
+    for name, budget in _training_budgets(s):
+        if budget % multiple:
+            yield (
+                f"{name}.micro_batch_tokens is {budget}, but with model.fp8: {s.model.fp8.recipe} "
+                f"packs are padded to a multiple of {multiple}, {ALIGN[s.model.fp8.recipe]} for "
+                f"each of {ranks} ranks that share one; use {budget + -budget % multiple}"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from megatron_vr.config.frozen import Count, Frozen, Whole
 
 Recipe = Literal["tensorwise", "delayed", "blockwise", "mxfp8"]
 Format = Literal["e4m3", "hybrid"]
+
+# Places of a pack on a rank: what the kernels take, and whole blocks of scales.
+ALIGN: Final[dict[Recipe, int]] = {"tensorwise": 16, "delayed": 16, "blockwise": 128, "mxfp8": 32}
 
 
 class Fp8Settings(Frozen):

@@ -21,8 +21,9 @@ def model_faults(model: ModelSettings, spec: Spec, *, overlap: bool) -> Iterator
         )
     if spec == "te" and model.dtype == "float32":
         yield (
-            f"model.spec is {model.spec}, that is Transformer Engine, whose attention takes no "
-            "packs in float32; set model.dtype: bfloat16, or model.spec: plain"
+            f"model.dtype is float32 (the default) and model.spec is {model.spec}, that is "
+            "Transformer Engine, whose attention takes no packs in float32; set model.dtype: "
+            "bfloat16, or model.spec: plain"
         )
     # With auto the same settings may run on GPUs and without.
     if model.spec == "plain" and model.attention != "fused":

@@ -170,13 +170,14 @@ class ChunkedLogProb(torch.autograd.Function):
 def _check_derivative(found: Tensor, announced: Tensor) -> None:
     """Raise RuntimeError where they differ; on a GPU the device raises, and nothing waits."""
     alike = ((found - announced).abs() <= DERIVATIVE_TOLERANCE * announced.abs()).all()
+    told = (
+        "the loss's derivative by the log-probs is not the one that was announced in "
+        "Targets.derivative; announce the loss's own weights, or nothing"
+    )
     if alike.is_cuda:
-        torch._assert_async(alike)
+        torch._assert_async(alike, told)
     elif not alike:
-        raise RuntimeError(
-            "the loss's derivative by the log-probs is not the one that was announced in "
-            "Targets.derivative; announce the loss's own weights, or nothing"
-        )
+        raise RuntimeError(told)
 
 
 @dataclass(frozen=True)

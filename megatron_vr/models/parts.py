@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -54,8 +56,7 @@ def find_parts() -> Parts:
     return Parts(
         megatron=metadata.version("megatron-core"),
         torch=metadata.version("torch"),
-        # The core alone has no PyTorch layers.
-        transformer_engine=installed("transformer-engine-torch"),
+        transformer_engine=transformer_engine_version(),
         cuda=torch.version.cuda,
         cudnn=cudnn_text(torch.backends.cudnn.version()),
         flash_attn=installed("flash-attn"),
@@ -64,6 +65,22 @@ def find_parts() -> Parts:
         apex=apex_kernels(),
         attention_switches=attention_switches(os.environ),
     )
+
+
+def transformer_engine_version() -> str | None:
+    """That of Transformer Engine, None where it or its PyTorch part is missing.
+
+    The part is a distribution of its own from PyPI; built from source, as in NVIDIA's containers,
+    it is a library beside the package, or in it.
+    """
+    part = installed("transformer-engine-torch")
+    found = util.find_spec("transformer_engine")
+    if part is not None or found is None or found.origin is None:
+        return part
+    inside = Path(found.origin).parent
+    beside = (inside.parent, inside, Path(sysconfig.get_paths()["purelib"]))
+    built = any(True for folder in beside for _ in folder.glob("transformer_engine_torch*.so"))
+    return installed("transformer-engine") if built else None
 
 
 def installed(distribution: str) -> str | None:

@@ -6,12 +6,9 @@ MLP. Norms, the router of experts, embedding and head do not, and attention only
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from megatron_vr.config.fp8_settings import Fp8Settings, Recipe
-
-# Places of a pack on a rank: what the kernels take, and whole blocks of scales.
-ALIGN: Final[dict[Recipe, int]] = {"tensorwise": 16, "delayed": 16, "blockwise": 128, "mxfp8": 32}
+from megatron_vr.config.fp8_settings import Fp8Settings
 
 
 def fp8_fields(fp8: Fp8Settings | None) -> dict[str, Any]:

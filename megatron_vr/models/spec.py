@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_vr.config.spec_choice import Spec, SpecName, resolve_spec
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Experts
+from megatron_vr.models.parts import transformer_engine_version
 from megatron_vr.models.plain_layers import PlainAttention, RMSNorm
 from megatron_vr.parallel.layout import Layout
 
@@ -33,7 +33,7 @@ def spec_here(name: SpecName) -> Spec:
     if name not in ("auto", "plain", "te"):
         raise SettingsError(f"model.spec={name!r} is unknown; use 'auto', 'plain' or 'te'.")
     spec = resolve_spec(name, torch.cuda.is_available())
-    if spec == "te" and importlib.util.find_spec("transformer_engine") is None:
+    if spec == "te" and transformer_engine_version() is None:
         why = ", which is what auto means on a GPU," if name == "auto" else ""
         raise SettingsError(
             f"model.spec=te{why} needs Transformer Engine, which is not installed; "

@@ -71,6 +71,21 @@ def replaced(
 
 
 @contextmanager
+def without_fp8(models: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside, `models` compute in their weights' precision: Megatron looks at its configuration in
+    every forward pass."""
+    configs: Any = {id(model.config): model.config for model in models}.values()
+    kept = [(config, config.fp8) for config in configs]
+    try:
+        for config, _ in kept:
+            config.fp8 = None
+        yield
+    finally:
+        for config, fp8 in kept:
+            config.fp8 = fp8
+
+
+@contextmanager
 def fillable(model: torch.nn.Module) -> Iterator[None]:
     """Inside, what is written to the parameters of `model` may be written in parts.
 

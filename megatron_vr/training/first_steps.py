@@ -23,7 +23,8 @@ class FirstSteps:
     """What the first steps of a training told, the same on every rank.
 
     `losses` of each step; `not_finite`: the steps, from 1, in which nothing was updated because
-    loss or gradient was not finite. `tokens_per_second` is the median over the later steps;
+    loss or gradient was not finite. `tokens_per_second` is the median over
+    the later steps, those left out in which FP8 is measured;
     `fp8` the newest statistics of `Fp8Stats` by their names in StepMetrics, those that are known.
     """
 
@@ -72,7 +73,7 @@ def first_steps(
         told = _made(job, steps, name, on_step, asked_to_stop or (lambda: False))
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return _summary(name, told)
+    return _summary(name, told, job.settings.log_every)
 
 
 def check_steps(job: TrainJob, steps: int) -> None:
@@ -109,14 +110,16 @@ def _made(
     return told
 
 
-def _summary(name: str, told: Sequence[tuple[StepMetrics, bool]]) -> FirstSteps:
+def _summary(name: str, told: Sequence[tuple[StepMetrics, bool]], log_every: int) -> FirstSteps:
     later = [metrics for metrics, _ in told][int(len(told) * WARM_UP) :]
     last = later[-1]
+    # In logged steps FP8's tensors are measured, which takes time that bfloat16 does not need.
+    quiet = [one for one in later if one is not last and one.step % log_every] or later
     return FirstSteps(
         name=name,
         losses=tuple(metrics.loss for metrics, _ in told),
         not_finite=tuple(metrics.step for metrics, finite in told if not finite),
-        tokens_per_second=median(metrics.tokens_per_second for metrics in later),
+        tokens_per_second=median(metrics.tokens_per_second for metrics in quiet),
         peak_memory_gib=last.peak_memory_gib,
         fp8={key: value for key, value in last.known().items() if key.startswith("fp8_")},
     )

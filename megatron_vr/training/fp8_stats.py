@@ -30,15 +30,14 @@ ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Fp8Stats:
-    """Over all tensors that a step's matrix products took, on all ranks.
+    """Over the tensors that a step's matrix products took, on all ranks; those of experts, whose
+    products are grouped, are not looked at.
 
-    `input_amax`, `weight_amax`, `gradient_amax`: the largest absolute values. Inputs are those of
-    attention's and the MLP's second projection: what comes out of a layer's own norm is told by
-    delayed scaling alone, and bounded. `range_least`, `range_most`: amax · scale over the format's
-    largest number, of the tensors that use the least and the most of it; above 1 values were cut
-    off. `saturated`: tensors where they were. `broken`: tensors whose amax or scale is not finite,
-    and inputs and weights that are all zero. Counts are of one copy of the model, the mean over
-    copies. None where nothing tells.
+    `input_amax`, `weight_amax`, `gradient_amax`: the largest absolute values. `range_least`,
+    `range_most`: amax · scale over the format's largest number, of the tensors that use the least
+    and the most of it; above 1 values were cut off. `saturated`: tensors where they were. `broken`:
+    tensors whose amax or scale is not finite, and inputs and weights that are all zero. Counts are
+    of one copy of the model, the mean over copies. None where nothing tells.
     """
 
     input_amax: float | None
@@ -64,10 +63,8 @@ def summarise(kinds: Tensor, amax: Tensor, scale: Tensor, used: Tensor) -> Tenso
     # A rank may have no example of a batch, and so no gradient.
     broken = broken | ((amax == 0) & (kinds != GRADIENT))
     numbers = [
-        *(
-            torch.where(kinds == kind, amax, -torch.inf).amax()
-            for kind in (INPUT, WEIGHT, GRADIENT)
-        ),
+        torch.where((kinds == INPUT) | (kinds == NORMED), amax, -torch.inf).amax(),
+        *(torch.where(kinds == kind, amax, -torch.inf).amax() for kind in (WEIGHT, GRADIENT)),
         torch.where(sound, used, torch.inf).amin(),
         torch.where(sound, used, -torch.inf).amax(),
         (sound & (used > 1 + ROUNDING)).sum(),
@@ -109,8 +106,8 @@ class Fp8Watch:
         if not self._layers:
             raise StageError(
                 f"model.fp8 is {fp8.recipe}, but no layer of the model has the quantizers of "
-                "Transformer Engine 2; install transformer-engine>=2.3 and set model.spec: te, or "
-                "leave model.fp8 out"
+                "Transformer Engine 2; install the extra megatron-vr[gpu] and set model.spec: te, "
+                "or leave model.fp8 out"
             )
         self._delayed = fp8.recipe == "delayed"
         backward = E4M3_LARGEST if fp8.number_format == "e4m3" else E5M2_LARGEST
@@ -162,11 +159,9 @@ class Fp8Watch:
             return
         if not hasattr(layer, "layer_norm_weight"):
             self._note((number, INPUT, ""), largest(args[0]), quantizers[0])
-        elif hasattr(quantizers[0], "amax"):
-            # A layer with a norm of its own multiplies what that gives; this was its largest. The
-            # next micro-batch's is written in the same place.
-            kept = quantizers[0].amax.detach().float().reshape(()).clone()
-            self._note((number, NORMED, ""), kept, quantizers[0])
+        else:
+            # A layer with a norm of its own multiplies what that gives.
+            self._note((number, NORMED, ""), self._normed(layer, args[0]), quantizers[0])
         for name in layer.weight_names:
             # They are quantised once a step, so in its first micro-batch.
             if (number, WEIGHT, name) not in self._seen:
@@ -175,6 +170,13 @@ class Fp8Watch:
         result = output[0] if isinstance(output, tuple) else output
         if result.requires_grad:
             result.register_hook(partial(self._backward, number, layer))
+
+    def _normed(self, layer: Any, hidden: Tensor) -> Tensor:
+        if not self._delayed:
+            return largest_normed(hidden, layer.layer_norm_weight, layer.eps)
+        # The quantizer has seen it. The next micro-batch's is written in the same place.
+        amax: Tensor = layer.quantizers["scaling_fwd"][0].amax
+        return amax.detach().float().reshape(()).clone()
 
     @torch.no_grad()
     def _backward(self, number: int, layer: Any, gradient: Tensor) -> None:
@@ -208,3 +210,12 @@ def largest(tensor: Tensor) -> Tensor:
         return torch.zeros((), device=tensor.device)
     low, high = tensor.detach().aminmax()
     return torch.maximum(-low, high).float()
+
+
+def largest_normed(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """The largest absolute value of x · w / √(mean(x²) + ε), `hidden` [..., width] under an RMSNorm
+    with `weight` [width]; a scalar float32."""
+    squares = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square()
+    low, high = (hidden * weight).aminmax(dim=-1)
+    rows = torch.maximum(-low, high).float()
+    return (rows / (squares / hidden.shape[-1] + epsilon).sqrt()).amax()

@@ -18,8 +18,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 
+from megatron_vr.config.fp8_settings import ALIGN
 from megatron_vr.models.plain_layers import SharedPromptPack
-from megatron_vr.models.precision import ALIGN
 from megatron_vr.training.places import Integers, PackShape, Places, shared, whole
 
 

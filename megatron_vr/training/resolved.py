@@ -15,13 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from megatron_vr.config.fp8_settings import Fp8Settings
+from megatron_vr.config.fp8_settings import ALIGN, Fp8Settings
 from megatron_vr.config.settings import ModelSettings, OptimizerSettings
 from megatron_vr.config.spec_choice import Spec, resolve_spec
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.models.configuration import config_fields
 from megatron_vr.models.gpt_fields import gpt_fields
-from megatron_vr.models.precision import ALIGN
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.megatron_settings import ddp_fields, optimizer_fields
 from megatron_vr.training.places import PackShape

@@ -12,6 +12,7 @@ from megatron.core import dist_checkpointing
 from megatron_vr.convert.load import load_megatron
 from megatron_vr.errors import Requeue, StageError
 from megatron_vr.models.architecture import read_architecture
+from megatron_vr.models.te_modules import without_fp8
 from megatron_vr.parallel.world import World
 from megatron_vr.training.checkpoint import Checkpoints, Kept
 from megatron_vr.training.job import TrainJob
@@ -42,7 +43,7 @@ def train(
     `on_step` is called on every rank after every step. Once `asked_to_stop` is true on any rank,
     all save after the step they are in and raise Requeue. `at_end` is called on every rank, also
     by a training that was over before, with this rank's bare stages, which hold the weights of the
-    final checkpoint.
+    final checkpoint and compute without FP8.
     Raises SettingsError, DataError or CheckpointError before anything is computed, StageError
     naming the step at which loss or gradient is not finite.
     """
@@ -88,7 +89,8 @@ def _identity(job: TrainJob) -> dict[str, Any]:
         "weighting": job.settings.weighting,
         "seed": job.seed,
         "dtype": job.model.dtype,
-        **({"fp8": job.model.fp8.model_dump(mode="json")} if job.model.fp8 is not None else {}),
+        # Also None: what was begun in FP8 does not go on without.
+        "fp8": None if job.model.fp8 is None else job.model.fp8.model_dump(mode="json"),
     }
 
 
@@ -143,6 +145,7 @@ class _Training:
         with (
             gathered_weights(self.stepper.models),
             rounded_main_weights(state.models, state.optimizer),
+            without_fp8(state.models),
         ):
             at_end(state.models)
 

@@ -120,6 +120,20 @@ def test_yaml_never_makes_objects(tmp_path: Path) -> None:
             2,
             "train.micro_batch_tokens is 4098, which is not a multiple of 4",
         ),
+        (
+            [
+                *("model.fp8=blockwise", "parallel.tensor=2", "parallel.sequence=true"),
+                "train.micro_batch_tokens=4098",
+            ],
+            2,
+            r"train.micro_batch_tokens is 4098, but .* a multiple of 256, 128 for each of 2 ranks "
+            r"that share one; use 4352",
+        ),
+        (
+            ["model.fp8=tensorwise", "parallel.context=2", "train.micro_batch_tokens=4100"],
+            2,
+            "a multiple of 32, 16 for each of 2 ranks that share one; use 4128",
+        ),
         (["evaluation.problems=validation", "problems.validation=[]"], 1, "has no source"),
         (["traces.sampler=policy", "weights.estimator=gml"], 1, "rollouts' own verdicts"),
         (["policy.start=last"], 1, "nothing comes before"),

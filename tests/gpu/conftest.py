@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,17 +18,27 @@ from typing import Any
 
 import pytest
 
-from megatron_vr.parallel.layout import Layout, destroy, initialise, join_world
+from megatron_vr.parallel.layout import (
+    Layout,
+    destroy,
+    device_defaults,
+    initialise,
+    join_world,
+)
+from tests.gpu.limits import Limits
 from tests.gpu.place import ON_GPU, REHEARSAL, Place, forget_fp8, missing
 from tests.gpu.report import Report
+from tests.gpu.reporter import REFUSAL, Reporter
 
 HERE = Path(__file__).parent
-# Compiling fused kernels counts; a kernel that never ends must not take all the time there is.
-SECONDS_OF_A_TEST = 120
+# The files in the order in which they run: what everything else stands on first, so that a run
+# without enough time has it. Those that are not named follow by name.
+ORDER = ("start", "layers", "packs", "head", "weight_gradients", "fp8")
 
 PLACE = pytest.StashKey[Place]()
 REPORT = pytest.StashKey[Report]()
-BEGAN = pytest.StashKey[float]()
+LIMITS = pytest.StashKey[Limits]()
+WHY_NOT = pytest.StashKey["str | None"]()
 LOST = pytest.StashKey[str]()
 
 Measured = Callable[..., None]
@@ -40,8 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--gpu-seconds",
         metavar="N",
         type=float,
-        default=240.0,
-        help="tests that have not begun after N seconds fail as not run (default 240)",
+        help="tests that have not begun after N seconds fail as not run, and one that runs then "
+        "is ended (default 240, and no limit with --rehearse)",
     )
     group.addoption(
         "--rehearse",
@@ -54,14 +67,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs_gpu(why): not to be rehearsed on a CPU")
     rehearsing = bool(config.getoption("--rehearse", default=False))
     config.stash[PLACE] = REHEARSAL if rehearsing else ON_GPU
-    config.stash[BEGAN] = time.monotonic()
     if rehearsing:
         # Before torch looks for any.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Megatron would take its AdamW, which needs a GPU, wherever it is installed.
+        sys.modules["transformer_engine"] = None  # type: ignore[assignment]
+    else:
+        # Before CUDA begins.
+        os.environ |= device_defaults(os.environ)
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        config.stash[LIMITS] = Limits.of(worker["gpu_limits"])
+        return
+    # pytest-xdist would begin with the file that has the most tests.
+    vars(config.option)["loadscopereorder"] = False
+    seconds = config.getoption("--gpu-seconds", default=None)
+    if seconds is None and not rehearsing:
+        seconds = 240.0
+    begun = Path(tempfile.mkdtemp(prefix="tests-gpu-"))
+    config.stash[LIMITS] = Limits(time.monotonic(), seconds, begun)
+    config.add_cleanup(lambda: shutil.rmtree(begun))
     file = config.getoption("--gpu-report", default=None)
-    if file and not hasattr(config, "workerinput"):
+    if file:
         config.stash[REPORT] = Report(Path(file).absolute(), rehearsing)
         config.stash[REPORT].write("cut off")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["gpu_limits"] = node.config.stash[LIMITS].plain()
 
 
 class Refusal(pytest.Item):
@@ -80,65 +114,69 @@ class Refusal(pytest.Item):
         return HERE, None, self.name
 
 
+def why_not(config: pytest.Config) -> str | None:
+    """Why nothing can be tested here; asked once."""
+    if WHY_NOT not in config.stash:
+        rehearsing = config.stash[PLACE].rehearsing
+        config.stash[WHY_NOT] = None if rehearsing else missing()
+    return config.stash[WHY_NOT]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where nothing can be tested, what the tests import may be missing too."""
+    return True if collection_path.suffix == ".py" and why_not(config) is not None else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     own = [item for item in items if HERE in item.path.parents]
-    if not own:
-        return
-    rehearsing = config.stash[PLACE].rehearsing
-    why = None if rehearsing else missing()
+    others = [item for item in items if item not in own]
+    # Asked while files were looked for; not where none of this folder's was.
+    why = why_not(config) if own else config.stash.get(WHY_NOT, None)
     if why is not None:
         told = (
             "tests/gpu needs a GPU of compute capability 9.0 or above and Transformer Engine: "
             f"{why}. Nothing was tested; --rehearse runs the programs on the CPU"
         )
-        items[:] = [item for item in items if item not in own]
-        items.append(Refusal.from_parent(session, name="tests/gpu can run here", why=told))
-        if REPORT in config.stash:
-            config.stash[REPORT].reason = told
+        items[:] = [*others, Refusal.from_parent(session, name=REFUSAL, why=told)]
         return
+    items[:] = [*others, *sorted(own, key=_rank)]
     for item in own:
-        item.add_marker(pytest.mark.timeout(SECONDS_OF_A_TEST, method="thread"))
         for marker in item.iter_markers("needs_gpu"):
-            if rehearsing:
+            if config.stash[PLACE].rehearsing:
                 item.add_marker(pytest.mark.skip(reason=f"needs the GPU: {marker.args[0]}"))
+
+
+def _rank(item: pytest.Item) -> int:
+    """Of the item's file in ORDER."""
+    name = item.path.stem.removeprefix("test_")
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Ends the process of a test that takes too long: a kernel that hangs does not return."""
+    if HERE in item.path.parents:
+        seconds = item.config.stash[LIMITS].of_a_test()
+        item.add_marker(pytest.mark.timeout(seconds, method="thread"), append=False)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture, which may be a training."""
+    lost = item.config.stash.get(LOST, None)
+    why = f"not run: the device failed in {lost}" if lost else None
+    why = why or item.config.stash[LIMITS].fault(item.nodeid)
+    if why is not None:
+        pytest.fail(why, pytrace=False)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if REPORT in session.config.stash:
-        session.config.pluginmanager.register(_Reporter(session.config.stash[REPORT]))
-
-
-class _Reporter:
-    """Tells the report what pytest tells."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._seen: dict[str, list[pytest.TestReport]] = {}
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._report.begins(nodeid)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        seen = self._seen.setdefault(report.nodeid, [])
-        seen.append(report)
-        if report.when == "setup" and report.passed:
-            return
-        failed = [phase for phase in seen if phase.failed]
-        skipped = [phase for phase in seen if phase.skipped]
-        passed = "rehearsed" if self._report.rehearsal else "passed"
-        outcome = "failed" if failed else "needs the GPU" if skipped else passed
-        said = None
-        if failed or skipped:
-            lines = str((failed or skipped)[0].longreprtext).strip().splitlines()
-            said = lines[-1] if lines else None
-        seconds = sum(phase.duration for phase in seen)
-        self._report.ends(report.nodeid, outcome, seconds, said, dict(report.user_properties))
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        self._report.write("passed" if exitstatus == 0 else f"failed (exit code {exitstatus})")
+        session.config.pluginmanager.register(Reporter(session.config.stash[REPORT]))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -179,12 +217,6 @@ def measured(request: pytest.FixtureRequest) -> Measured:
 @pytest.fixture(autouse=True)
 def _alone(request: pytest.FixtureRequest, place: Place, measured: Measured) -> Iterator[None]:
     """Begin with the device's memory free and without FP8's state of other tests."""
-    config = request.config
-    if LOST in config.stash:
-        pytest.fail(f"not run: the device failed in {config.stash[LOST]}", pytrace=False)
-    limit = config.getoption("--gpu-seconds", default=240.0)
-    if time.monotonic() - config.stash[BEGAN] > limit and not place.rehearsing:
-        pytest.fail(f"not run: --gpu-seconds {limit:g} are over", pytrace=False)
     if place.device == "cpu":
         yield
         return
@@ -200,5 +232,5 @@ def _alone(request: pytest.FixtureRequest, place: Place, measured: Measured) -> 
         torch.cuda.empty_cache()
     except RuntimeError:
         # Nothing works in this process any more.
-        config.stash[LOST] = request.node.nodeid
+        request.config.stash[LOST] = request.node.nodeid
         raise

@@ -36,15 +36,20 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "initializer_range": 0.06,
 }
+# What of it a rehearsal has smaller.
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.12}
 # One token and few tokens beside longer ones; together a multiple of nothing.
 LENGTHS = (60, 3, 1, 5, 4, 17, 2, 101)
 # bfloat16 has 8 bits of mantissa: half the distance of neighbours, relative to them.
 HALF_SPACING = 2.0**-9
 
 
-def write_model(folder: Path, family: str = "qwen3", tied: bool = False, **changes: Any) -> Path:
+def write_model(
+    place: Place, folder: Path, family: str = "qwen3", tied: bool = False, **changes: Any
+) -> Path:
     """A Hugging Face folder of random bfloat16 weights, norms and biases included."""
-    shape = SHAPE | ({"head_dim": 64} if family == "qwen3" else {}) | changes
+    small = SMALL if place.rehearsing else {}
+    shape = SHAPE | small | ({"head_dim": 64} if family == "qwen3" else {}) | changes
     tiny_model(family, tied, **shape).bfloat16().save_pretrained(folder)
     return folder
 

@@ -51,7 +51,7 @@ def assert_same_bits(found: dict[str, torch.Tensor], file: Path) -> None:
 def test_what_is_loaded_is_read_live_bit_for_bit(
     family: str, tied: bool, changes: dict[str, Any], tmp_path: Path, place: Place
 ) -> None:
-    folder = write_model(tmp_path, family, tied, **changes)
+    folder = write_model(place, tmp_path, family, tied, **changes)
     model = megatron_model(folder, place)
     assert_same_bits(in_memory([model], folder), folder / "model.safetensors")
 
@@ -59,7 +59,7 @@ def test_what_is_loaded_is_read_live_bit_for_bit(
 def test_a_trainings_checkpoint_becomes_the_model_that_was_trained(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start, released = write_model(tmp_path / "start"), tmp_path / "released"
+    start, released = write_model(place, tmp_path / "start"), tmp_path / "released"
     at_end: dict[str, Any] = {}
 
     def keep(models: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_trainings_checkpoint_becomes_the_model_that_was_trained(
 def test_a_checkpoint_of_one_kind_of_layers_loads_into_the_other(
     saved: Spec, loaded: Spec, tmp_path: Path, place: Place
 ) -> None:
-    start, released = write_model(tmp_path / "start"), tmp_path / "released"
+    start, released = write_model(place, tmp_path / "start"), tmp_path / "released"
     checkpoint = train(job(start, tmp_path / "run", place, spec=saved, steps=4))
     convert_to_hf(checkpoint, released, base=start)
     model = megatron_model(start, place, spec=loaded)

@@ -47,7 +47,7 @@ def test_log_probs_and_gradients_lose_what_eight_bits_lose(
     name: str, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
     fp8 = RECIPES[name]
-    folder, ids = write_model(tmp_path), sequences()
+    folder, ids = write_model(place, tmp_path), sequences()
     exact = reference(folder, place)
     low = in_fp8(reference(folder, place), fp8.number_format, range(2))
     plain, model = (megatron_model(folder, place, fp8=how).train() for how in (None, fp8))
@@ -83,8 +83,8 @@ def test_log_probs_and_gradients_lose_what_eight_bits_lose(
 def trained(tmp_path_factory: pytest.TempPathFactory, place: Place) -> tuple[Path, list[float]]:
     """A model of four layers, and the losses of 30 steps in bfloat16."""
     folder = tmp_path_factory.mktemp("bfloat16")
-    start = write_model(folder / "start", num_hidden_layers=4)
-    made = job(start, folder / "run", place, steps=30, save_every=1000)
+    start = write_model(place, folder / "start", num_hidden_layers=4)
+    made = job(start, folder / "run", place, steps=place.steps(30), save_every=1000)
     train(made)
     losses = [line["loss"] for line in lines(made.folder)]
     assert losses[-1] < 0.8 * losses[0], "there is nothing to learn here"
@@ -97,13 +97,14 @@ def test_thirty_steps_in_fp8_have_the_losses_of_bfloat16(
 ) -> None:
     start, expected = trained
     precisions: set[torch.dtype] = set()
-    made = job(start, tmp_path, place, fp8=RECIPES[name], steps=30, save_every=1000)
+    steps = place.steps(30)
+    made = job(start, tmp_path, place, fp8=RECIPES[name], steps=steps, save_every=1000)
     train(made, at_end=lambda models: precisions.update(p.dtype for p in models[0].parameters()))
     told = lines(tmp_path)
     losses = [line["loss"] for line in told]
     gap = abs(fmean(losses[-10:]) / fmean(expected[-10:]) - 1)
     measured(gap=gap, limit=LARGEST_GAP, losses=losses, losses_of_bfloat16=expected)
-    assert len(losses) == 30 and told[-1]["skipped"] == 0
+    assert len(losses) == steps and told[-1]["skipped"] == 0
     assert losses[0] == pytest.approx(expected[0], rel=LARGEST_GAP)
     assert gap < LARGEST_GAP
     assert precisions == {torch.bfloat16}, "weights stay in bfloat16"
@@ -114,7 +115,7 @@ def test_thirty_steps_in_fp8_have_the_losses_of_bfloat16(
 def test_the_metrics_tell_of_largest_values_and_what_is_known_of_scales(
     name: str, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     made = job(start, tmp_path / "run", place, fp8=RECIPES[name], steps=4, save_every=1000)
     train(made)
     told = [
@@ -147,7 +148,7 @@ def test_the_first_and_last_layers_that_are_asked_for_compute_in_bfloat16(
 ) -> None:
     import transformer_engine.pytorch as te
 
-    folder, ids = write_model(tmp_path, num_hidden_layers=4), sequences()
+    folder, ids = write_model(place, tmp_path, num_hidden_layers=4), sequences()
     fp8 = RECIPES[name].model_copy(update={"first_layers_bf16": 1, "last_layers_bf16": 2})
     model = megatron_model(folder, place, fp8=fp8).train()
     backward(packed(model, ids, place, ALIGN))
@@ -172,7 +173,7 @@ def test_the_first_and_last_layers_that_are_asked_for_compute_in_bfloat16(
 def test_scoring_after_a_training_in_fp8_is_in_bfloat16_bit_for_bit(
     name: str, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     never = job(start, tmp_path / "never", place)
     before = scores(opened(never.model, start))
     made = job(start, tmp_path / "run", place, fp8=RECIPES[name], steps=3)

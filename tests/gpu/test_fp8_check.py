@@ -18,11 +18,12 @@ from tests.gpu.trainings import job, lines
 def test_the_check_makes_the_trainings_own_steps_and_judges_their_gap(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start = write_model(tmp_path / "start")
-    tried = job(start, tmp_path / "run", place, fp8=Fp8Settings(recipe="tensorwise"), steps=20)
+    start = write_model(place, tmp_path / "start")
+    steps, fp8 = place.steps(20), Fp8Settings(recipe="tensorwise")
+    tried = job(start, tmp_path / "run", place, fp8=fp8, steps=steps)
     without = replace(tried, model=tried.model.model_copy(update={"fp8": None}))
     checked = Checked(
-        first_steps(without, 20, "bfloat16"), first_steps(tried, 20, "FP8 tensorwise"), 0.01
+        first_steps(without, steps, "bfloat16"), first_steps(tried, steps, "FP8 tensorwise"), 0.01
     )
     assert not tried.folder.exists(), "a check leaves the training's folder alone"
     train(tried)
@@ -36,7 +37,7 @@ def test_the_check_makes_the_trainings_own_steps_and_judges_their_gap(
 
 def test_a_gap_that_is_too_large_is_a_fault(tmp_path: Path, place: Place) -> None:
     """By a threshold that no two different trainings keep."""
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     one = job(start, tmp_path / "run", place, steps=20)
     other = job(
         start,

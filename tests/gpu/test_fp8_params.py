@@ -34,7 +34,7 @@ def test_weights_in_fp8_train_resume_and_are_released_unrounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    start, released = write_model(tmp_path / "start"), tmp_path / "released"
+    start, released = write_model(place, tmp_path / "start"), tmp_path / "released"
     kept = Fp8Settings(recipe=recipe, params=True)
     whole, broken = (
         job(start, tmp_path / run, place, fp8=kept, overlap=True) for run in ("a", "b")
@@ -71,7 +71,7 @@ def test_weights_in_fp8_train_resume_and_are_released_unrounded(
 def test_the_matrices_of_the_layers_are_in_fp8_and_nothing_else(
     recipe: Any, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     fp8 = Fp8Settings(recipe=recipe, params=True)
     with own_garbage():
         stepper = Stepper(job(start, tmp_path / "run", place, fp8=fp8, overlap=True))

@@ -41,7 +41,7 @@ def test_log_probs_and_all_gradients_are_those_of_transformers_up_to_bfloat16(
     name: str, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
     family, tied, changes = FAMILIES[name]
-    folder = write_model(tmp_path, family, tied, **changes)
+    folder = write_model(place, tmp_path, family, tied, **changes)
     ids = sequences()
 
     exact, low = (reference(folder, place, dtype) for dtype in (torch.float32, torch.bfloat16))

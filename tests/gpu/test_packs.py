@@ -26,7 +26,7 @@ from tests.gpu.place import Place
 def test_a_pack_gives_what_its_sequences_give_alone(
     align: int, tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    folder, ids = write_model(tmp_path), sequences()
+    folder, ids = write_model(place, tmp_path), sequences()
     exact, low = (reference(folder, place, dtype) for dtype in (torch.float32, torch.bfloat16))
     model = megatron_model(folder, place)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_a_pack_gives_what_its_sequences_give_alone(
 def test_padding_adds_nothing_to_a_gradient(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    folder, ids = write_model(tmp_path), sequences()
+    folder, ids = write_model(place, tmp_path), sequences()
     found = {}
     for align in (1, 128):
         model = megatron_model(folder, place)
@@ -68,7 +68,7 @@ def test_padding_adds_nothing_to_a_gradient(
 
 def test_a_pack_of_one_token_sequences_is_computed(tmp_path: Path, place: Place) -> None:
     """What a rank gets that has no example: one place without a target."""
-    folder = write_model(tmp_path)
+    folder = write_model(place, tmp_path)
     model = megatron_model(folder, place)
     found = packed(model, sequences([1, 1, 1]), place)
     assert found.shape == (0,)

@@ -31,7 +31,7 @@ def test_recomputed_activations_give_the_same_gradients(
 ) -> None:
     # Attention's gradient is summed in no fixed order otherwise.
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    folder, ids = write_model(tmp_path), sequences()
+    folder, ids = write_model(place, tmp_path), sequences()
     values, found = {}, {}
     for how in ("none", recompute):
         model = megatron_model(folder, place, recompute=how).train()
@@ -51,7 +51,7 @@ def test_the_order_of_sums_is_all_that_differs_between_two_backward_passes(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
     """With kernels that are not deterministic, as trainings use them."""
-    folder, ids = write_model(tmp_path), sequences()
+    folder, ids = write_model(place, tmp_path), sequences()
     found = []
     for _ in range(2):
         model = megatron_model(folder, place).train()

@@ -34,7 +34,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(
 ) -> None:
     # cuDNN sums attention's gradient in no fixed order otherwise.
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     whole, broken = (job(start, tmp_path / run, place, fp8=HOW[name]) for run in ("a", "b"))
     uninterrupted = train(whole)
     forget_fp8()
@@ -55,7 +55,7 @@ def test_how_far_a_resumed_training_drifts_with_attention_as_trainings_use_it(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
     """Without determinism: close, and told how close."""
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     whole, broken = (job(start, tmp_path / run, place) for run in ("a", "b"))
     uninterrupted = train(whole)
     with pytest.raises(Stop):
@@ -69,7 +69,7 @@ def test_how_far_a_resumed_training_drifts_with_attention_as_trainings_use_it(
 def test_a_training_with_plain_layers_goes_on_with_others(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    start = write_model(tmp_path / "start")
+    start = write_model(place, tmp_path / "start")
     whole = job(start, tmp_path / "a", place)
     train(whole)
     with pytest.raises(Stop):

@@ -57,7 +57,7 @@ def split() -> list[list[torch.Tensor]]:
 def test_fused_weight_gradients_are_those_of_ddp(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    folder = write_model(tmp_path)
+    folder = write_model(place, tmp_path)
     (with_it, count), (without, none) = (summed(folder, place, how) for how in (True, False))
     assert (count, none) == (8, 0), "four products in each of two layers"
     others = dict(without.named_parameters())
@@ -74,7 +74,7 @@ def test_fused_weight_gradients_are_those_of_ddp(
 def test_gradients_summed_over_packs_are_those_of_transformers(
     tmp_path: Path, place: Place, measured: Measured
 ) -> None:
-    folder = write_model(tmp_path)
+    folder = write_model(place, tmp_path)
     model, _ = summed(folder, place, fused=True)
     exact, low = (reference(folder, place, dtype) for dtype in (torch.float32, torch.bfloat16))
     for other in (exact, low):

@@ -15,6 +15,7 @@ from megatron_vr.models.parts import (
     attention_switches,
     cudnn_text,
     find_parts,
+    transformer_engine_version,
 )
 
 
@@ -43,6 +44,22 @@ def test_transformer_engine_is_found_without_being_imported(
     (tmp_path / about / "METADATA").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find_parts().transformer_engine == "9.8.7"
+
+
+@pytest.mark.parametrize("place", [".", "transformer_engine"])
+def test_transformer_engine_that_was_built_from_source_counts_with_its_pytorch_library(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, about = tmp_path / "transformer_engine", "transformer_engine-9.8.7.dist-info"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (tmp_path / about).mkdir()
+    text = "Metadata-Version: 2.1\nName: transformer_engine\nVersion: 9.8.7\n"
+    (tmp_path / about / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert transformer_engine_version() is None
+    (tmp_path / place / "transformer_engine_torch.cpython-312-x86_64-linux-gnu.so").touch()
+    assert transformer_engine_version() == "9.8.7"
 
 
 def test_each_kernel_of_apex_is_found_by_itself(

@@ -64,9 +64,9 @@ def test_a_kind_without_a_tensor_is_not_known() -> None:
     assert (found.input_amax, found.weight_amax, found.gradient_amax) == (None, 2.0, None)
 
 
-def test_an_input_behind_a_norm_has_a_range_alone() -> None:
+def test_an_input_behind_a_norm_is_an_input() -> None:
     found = of((NORMED, 9.0, 50.0, 1.25), (INPUT, 2.0, 50.0, 0.5))
-    assert (found.input_amax, found.range_most, found.saturated) == (2.0, 1.25, 1.0)
+    assert (found.input_amax, found.range_most, found.saturated) == (9.0, 1.25, 1.0)
     assert of((NORMED, 0.0, 1.0, 0.0)).broken == 1
 
 
@@ -122,6 +122,9 @@ def test_without_any_tensor_nothing_is_known() -> None:
     assert set(asdict(over_ranks([empty, empty], 1)).values()) == {None}
 
 
+EPSILON = 0.1
+
+
 class Quantizer:
     """Of delayed scaling: `amax` of what it quantised last, and the `scale` it did it with."""
 
@@ -139,7 +142,8 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(weight.clone())
         if norm:
-            self.layer_norm_weight = torch.nn.Parameter(torch.ones(weight.shape[1]))
+            self.layer_norm_weight = torch.nn.Parameter(torch.arange(1.0, weight.shape[1] + 1))
+            self.eps = EPSILON
         self.quantizers: dict[str, list[Any]] = {
             "scaling_fwd": [quantizer() for _ in range(3)],
             "scaling_bwd": [quantizer() for _ in range(2)],
@@ -208,6 +212,11 @@ def found() -> dict[str, Any]:
     return dict(found)
 
 
+def normed(x: Any) -> Any:
+    """RMSNorm with weights 1, 2, …"""
+    return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + EPSILON) * np.arange(1, x.shape[1] + 1)
+
+
 @pytest.fixture(scope="module")
 def expected() -> dict[str, float]:
     """Largest values in numpy."""
@@ -215,6 +224,7 @@ def expected() -> dict[str, float]:
     batches = [draws(5, 8, seed=2).numpy(), 3 * draws(5, 8, seed=3).numpy()]
     return {
         "input": max(float(np.abs(batch).max()) for batch in batches),
+        "normed": max(float(np.abs(normed(batch)).max()) for batch in batches),
         "weight": float(np.abs(weight).max()),
         "gradient": max(float(np.abs(batch @ weight.T).max()) for batch in batches),
     }
@@ -249,13 +259,14 @@ def test_other_recipes_tell_no_range(found: dict[str, Any]) -> None:
         assert (stats.range_least, stats.range_most, stats.saturated) == (None, None, None)
 
 
-def test_the_input_behind_a_layers_own_norm_is_not_made_up(
+def test_the_input_behind_a_layers_own_norm_is_what_the_norm_gives(
     found: dict[str, Any], expected: dict[str, float]
 ) -> None:
+    """Of delayed scaling it is what the quantizer saw: here, without the norm."""
     stats: Fp8Stats = found["with a norm"]
-    assert stats.input_amax is None and stats.weight_amax is not None
+    assert stats.input_amax == pytest.approx(expected["normed"], rel=1e-5)
     delayed: Fp8Stats = found["delayed with a norm"]
-    assert delayed.input_amax is None
+    assert delayed.input_amax == pytest.approx(expected["input"])
     assert delayed.range_most == pytest.approx(8 * expected["input"] / 448, rel=1e-5)
 
 

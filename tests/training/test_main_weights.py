@@ -61,6 +61,34 @@ def spoiled_and_saved(folder: Path, overlap: bool) -> dict[str, Any]:
     }
 
 
+def at_its_end(rank: int, folder: str) -> dict[str, Any]:
+    return with_layout(Layout(), ended, Path(folder))
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """Megatron's setting for FP8 in a model that trains, while what follows a training looks at it,
+    and afterwards. Set behind its back: no layer here could compute so."""
+    from megatron_vr.training.checkpoint import Checkpoints, Kept
+    from megatron_vr.training.trainer import _Training
+
+    made = job(folder / "model", folder / "run", dtype="bfloat16")
+    training = _Training(made, Checkpoints(folder / "saved", Kept(1), {}), None, lambda: False)
+    (model,) = training.stepper.state.models
+    layers = [model.config, model.decoder.config, model.decoder.layers[0].config]
+    model.config.fp8 = "hybrid"
+    found = {"training": [config.fp8 for config in layers]}
+    training.end(lambda models: found.update(end=[config.fp8 for config in layers]))
+    return found | {"after": [config.fp8 for config in layers]}
+
+
+def test_what_follows_a_training_in_fp8_computes_without_it(tmp_path: Path) -> None:
+    from tests.training.reference import hugging_face
+
+    hugging_face("qwen3-untied").save_pretrained(tmp_path / "model")
+    (found,) = run_ranks(at_its_end, 1, str(tmp_path))
+    assert found == {"training": ["hybrid"] * 3, "end": [None] * 3, "after": ["hybrid"] * 3}
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_checkpoints_have_the_main_weights_of_parameters_that_are_in_fp8_alone(
     overlap: bool, tmp_path: Path

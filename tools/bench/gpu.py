@@ -2,7 +2,7 @@
 
     python -m tools.bench.gpu --json results.json
     python -m tools.bench.gpu --json results.json --only head,step --seconds 180
-    python -m tools.bench.gpu --read results.json          the same as rows of Markdown
+    python -m tools.bench.gpu --read results.json          the same as docs/gpu-results.md has it
     python -m tools.bench.gpu --rehearse --json trial.json  on a CPU: measures nothing
 
 Parts: the card's own rates; the log-prob head; training steps in bf16 and FP8; the same by Hugging
@@ -22,6 +22,8 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -52,6 +54,9 @@ PACKAGES = (
     *("numpy", "safetensors"),
 )
 SECONDS = 350.0
+HOPPER = (9, 0)
+# Of all seconds, the last: to end the processes, for the table and the picture.
+CLOSING_SHARE = 0.03
 COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -62,13 +67,20 @@ COLUMNS = (
 
 def main() -> None:
     """Measure, or show what was measured."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="file for the results; a picture goes beside it")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all of it")
+    parser.add_argument(
+        "--json", type=Path, help="file for the results; logs and a picture go beside it"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for all of it: it ends then, whatever runs"
+    )
     parser.add_argument("--only", default="", help="parts, with commas between them")
-    parser.add_argument("--markdown", action="store_true", help="end with rows of Markdown")
+    parser.add_argument(
+        "--markdown", action="store_true", help="end with the table of docs/gpu-results.md"
+    )
     parser.add_argument("--read", type=Path, help="measure nothing: print this file as Markdown")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
     chosen = parser.parse_args()
@@ -85,11 +97,28 @@ def main() -> None:
         sys.exit(f"tools.bench.gpu: {error}")
     # Ended by a signal, it ends its processes.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    seconds = chosen.seconds - (time.monotonic() - began)
+    _end_after(seconds, chosen.json)
     console = Console(stderr=chosen.markdown)
-    content = measure(chosen.json, parts, chosen.seconds, chosen.rehearse, console)
+    content = measure(chosen.json, parts, seconds, chosen.rehearse, console)
     show(content, console)
     if chosen.markdown:
-        print(markdown(content))
+        print(markdown(content), flush=True)
+    _draw(content, chosen.json, console)
+
+
+def _end_after(seconds: float, file: Path) -> None:
+    """Then end this process, even where it waits for a device that does not answer; its own
+    processes end with it."""
+
+    def end() -> None:
+        print(f"tools.bench.gpu: time is over; {file} has what was measured", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(124)
+
+    timer = threading.Timer(max(0.0, seconds), end)
+    timer.daemon = True
+    timer.start()
 
 
 def measure(
@@ -100,7 +129,8 @@ def measure(
     console: Console,
     least_seconds: float = LEAST_SECONDS,
 ) -> dict[str, Any]:
-    """Run `parts` into `file`, and what is drawn from it beside it; the file's content."""
+    """Run `parts` into `file`, what their processes print into a folder beside it; the file's
+    content."""
     record = Record(file, about(rehearse))
     cases = sum(len(part.cases) for part in parts)
     with (
@@ -108,14 +138,21 @@ def measure(
         tempfile.TemporaryDirectory(prefix="megatron-vr-bench-") as folder,
     ):
         told = Told(record, progress, progress.add_task("", total=cases))
-        bench = Bench(record, Path(folder), told, environment(rehearse), rehearse, least_seconds)
-        run_parts(bench, parts, seconds)
+        logs = file.with_name(f"{file.stem}-logs")
+        bench = Bench(
+            record, Path(folder), logs, told, environment(rehearse), rehearse, least_seconds
+        )
+        run_parts(bench, parts, seconds * (1 - CLOSING_SHARE))
     record.content.update(complete=True, goals=conclusions(record.content))
     record.write()
-    picture = file.with_name(f"{file.stem}-curves.png")
-    if draw_curves(record.content, picture):
-        console.print(f"losses: {picture}", markup=False)
     return record.content
+
+
+def _draw(content: Mapping[str, Any], file: Path, console: Console) -> None:
+    """The losses as a picture beside `file`; last, since it takes the longest to import."""
+    picture = file.with_name(f"{file.stem}-curves.png")
+    if draw_curves(content, picture):
+        console.print(f"losses: {picture}", markup=False)
 
 
 class Told:
@@ -153,13 +190,19 @@ def named(names: str) -> tuple[Part, ...]:
 
 
 def check_device() -> None:
-    """Raise SettingsError where there is no GPU, or no Transformer Engine."""
+    """Raise SettingsError where there is no GPU as new as Hopper's, or no Transformer Engine."""
     import torch
 
     if not torch.cuda.is_available():
         raise SettingsError(
             "there is no GPU here that torch can use; --rehearse shows on a CPU that the programs "
             "work, and measures nothing"
+        )
+    capability = torch.cuda.get_device_capability(0)
+    if capability < HOPPER:
+        raise SettingsError(
+            f"{torch.cuda.get_device_name(0)} has compute capability {capability[0]}."
+            f"{capability[1]}; what is measured here needs 9.0 (Hopper) or above"
         )
     if importlib.util.find_spec("transformer_engine") is None:
         raise SettingsError("Transformer Engine is not installed: install megatron-vr[gpu]")

@@ -36,12 +36,18 @@ def ratio(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> tu
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for taken, work in zip(seconds, (ours, theirs), strict=True):
+            # What is still under way on a GPU is not this one's.
+            _wait()
             began = time.perf_counter()
             work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            _wait()
             taken.append(time.perf_counter() - began)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def show(title: str, results: Sequence[Result], as_json: bool) -> None:

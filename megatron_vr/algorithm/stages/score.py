@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from megatron_vr.algorithm.context import Context, model_folder, title
-from megatron_vr.algorithm.megatron import open_megatron
+from megatron_vr.algorithm.megatron import open_megatron, told_of_scoring
 from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.progress import Whole
 from megatron_vr.algorithm.stages.finished import Finished
@@ -71,6 +71,9 @@ def _score_under(who: Who, node: Node, context: Context, traces: ScoredTraces) -
     models = megatron.load(model_folder(node.inputs[who]))
     mine = missing[megatron.data_rank :: megatron.data_size]
     label = f"{title(node)} under the {who}"
+    if context.world.is_main:
+        told = told_of_scoring(node.settings, model_folder(node.inputs[who]))
+        context.talk.line(f"{label}: {told}")
     whole = _whole(who, node, traces, missing, mine)
     amount = sum(len(_span(node, traces, index)) for index in mine)
     with context.talk.bar(label, amount, "traces", whole) as bar:

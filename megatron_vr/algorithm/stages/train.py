@@ -30,6 +30,7 @@ from megatron_vr.config.settings import TrainSettings
 from megatron_vr.errors import DataError, StageError
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.models.spec import shares_prompts
+from megatron_vr.models.support import check_build
 from megatron_vr.problems.prompts import PromptFormat
 from megatron_vr.rollout.probe import Probe, choose_sequences, write_probe
 from megatron_vr.rollout.seeds import seed_for
@@ -56,6 +57,7 @@ def run(node: Node, context: Context) -> Finished:
     open_megatron(node.settings, context.world)
     job = job_of(node, examples)
     steps = job.plan().steps
+    check_build(job.model, read_architecture(job.start_model), job.layout, training=True)
     for line in note_built(job) if context.world.is_main else ():
         context.talk.line(line)
     with context.talk.bar(title(node), steps, "steps", Whole(node.path, steps)) as bar:

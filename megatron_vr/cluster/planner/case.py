@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_vr.cluster.planner.parameters import layers_of_rank
-from megatron_vr.config.fp8_settings import Fp8Settings
+from megatron_vr.config.fp8_settings import ALIGN, Fp8Settings
 from megatron_vr.models.architecture import Architecture
-from megatron_vr.models.precision import ALIGN
 from megatron_vr.parallel.layout import Layout
 
 

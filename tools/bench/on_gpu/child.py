@@ -13,17 +13,21 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tools.bench.on_gpu.place import NotHere, Place
 
 # What may stay allocated between cases, of libraries' workspaces and caches: a fresh process costs
 # more than a little room.
 LEFT_BYTES = 3 * 2**30
+# After the deadline, at which the parent ends it.
+LATE_SECONDS = 5.0
 
 
 def main() -> None:
@@ -35,23 +39,38 @@ def main() -> None:
     parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--smaller", type=int, default=0)
+    parser.add_argument("--parent", type=int, help="end with it; this process leads its own group")
     parser.add_argument("--rehearse", action="store_true")
     chosen = parser.parse_args()
     if chosen.rehearse:
         # Megatron would take Transformer Engine's Adam, which wants a GPU, for all optimizers.
         sys.modules["transformer_engine"] = None  # type: ignore[assignment]
+    if chosen.parent is not None:
+        threading.Thread(target=_watch, args=(chosen.parent, chosen.until), daemon=True).start()
     place = Place(chosen.rehearse, chosen.until, chosen.folder, chosen.smaller)
     with open(chosen.events, "a", encoding="utf-8") as events:
         for case in chosen.cases:
             if not _measured(chosen.module, case, place, events):
-                sys.exit(1)
+                _leave(1)
             if _taken() > LEFT_BYTES:
                 break
-        events.flush()
-    # What libraries do at exit (communicators, threads) can hang or fail, and nothing needs it.
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once: what libraries do at exit (communicators, threads) can hang or fail, and nothing
+    needs it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def _watch(parent: int, until: float) -> None:
+    """End this process and all that it started once `parent` is gone, which cannot end it then, or
+    has let the deadline pass."""
+    while os.getppid() == parent and time.time() < until + LATE_SECONDS:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _measured(module: str, case: str, place: Place, events: TextIO) -> bool:

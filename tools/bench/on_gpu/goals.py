@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,18 @@ from tools.bench.on_gpu.parts import PARTS
 
 FP8: Final = ("tensorwise", "blockwise", "delayed")
 LARGEST_GAP = 0.005
+# Curves that were cut off are compared as far as both go, but not before.
+FEWEST_STEPS = 100
 
 _WANTS: Final = {"≤": operator.le, "≥": operator.ge, "<": operator.lt}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One line of the results: `value` against `goal` ("≥ 1.3"), or for itself where it is ""."""
+    """One line of the results: `value` against `goal` ("≥ 1.3"), or for itself where it is "".
+
+    No other has its `name`.
+    """
 
     part: str
     name: str
@@ -53,13 +59,26 @@ class Measured:
         rows: Mapping[str, Any] = found.get("rows", {})
         return rows
 
+    def as_deep(self, part: str, case: str, name: str, other: Mapping[str, Any]) -> Any:
+        """The row of that name, or that with fewer layers, which has as many as `other`; or None."""
+        for found, row in self.rows(part, case).items():
+            if found.split(", smaller ")[0] == name and _depth(row) == _depth(other):
+                return row
+        return None
+
+
+def _depth(row: Mapping[str, Any]) -> int:
+    """The layers that were measured."""
+    layers: int = row["layers"] if "layers" in row else row["from_layers"]
+    return layers
+
 
 def goals(content: Mapping[str, Any]) -> list[Goal]:
     """Of everything that was measured; nothing of a rehearsal."""
     if content["rehearsal"]:
         return []
     measured = Measured(content)
-    lines = (_rates, _heads, _steps, _fp8, _rivals, _curves, _conversion)
+    lines = (_rates, _heads, _steps, _fp8, _rivals, _curves, _conversion, _vllm)
     return [goal for each in lines for goal in each(measured)]
 
 
@@ -83,11 +102,15 @@ def _heads(measured: Measured) -> Iterator[Goal]:
         goal = "≤ 1" if case.startswith("Liger") else ""
         times = f"{1e3 * row['ours_s']:.1f} ms, {1e3 * row['rival_s']:.1f} ms; {row['shape']}"
         sizes = f"{row['ours_mib']:.0f} MiB, {row['rival_mib']:.0f} MiB"
-        rival = case.rsplit(" ", 1)[0]
+        rival, width = case.rsplit(" ", 1)
         if "Liger" in case:
             sizes += f" ({row['rival_without_its_weight_gradient_mib']:.0f} without its gradient)"
-        yield Goal("head", f"head's time over {rival}'s", row["time_ratio"], goal, times)
-        yield Goal("head", f"head's peak memory over {rival}'s", row["memory_ratio"], goal, sizes)
+        for what, ratio, detail in (
+            ("time", "time_ratio", times),
+            ("memory", "memory_ratio", sizes),
+        ):
+            title = f"head's {what} over {rival}'s, width {width}"
+            yield Goal("head", title, row[ratio], goal, detail)
 
 
 def _steps(measured: Measured) -> Iterator[Goal]:
@@ -103,7 +126,7 @@ def _steps(measured: Measured) -> Iterator[Goal]:
                 if whole
                 else f"{row['layers']} of {row['layers_of_shape']} layers"
             )
-            what = "8192" if whole else name
+            what = f"8192, {name}" if whole else name
             detail = f"{row['tokens_per_s']:.0f} tokens/s, {row['tflops']:.0f} TFLOP/s, {depth}"
             if "peak_gib" in row:
                 detail += f", {row['peak_gib']:.1f} GiB"
@@ -119,14 +142,14 @@ def _fp8(measured: Measured) -> Iterator[Goal]:
     for shape in ("8b", "4b"):
         for recipe in FP8:
             for name, called in (("8192", "measured"), ("all layers", "computed for all layers")):
-                bf16 = measured.row("step", f"{shape} bf16", name)
                 fp8 = measured.row("step", f"{shape} {recipe}", name)
-                if not bf16 or not fp8 or bf16.get("layers") != fp8.get("layers"):
+                bf16 = fp8 and measured.as_deep("step", f"{shape} bf16", name, fp8)
+                if not bf16 or not fp8:
                     continue
                 value = fp8["tokens_per_s"] / bf16["tokens_per_s"]
                 goal = "≥ 1.3" if (shape, name) == ("8b", "8192") else ""
-                detail = f"{fp8['tokens_per_s']:.0f} and {bf16['tokens_per_s']:.0f}; {called}"
-                title = f"{shape} {recipe}: tokens/s over bf16"
+                detail = f"{fp8['tokens_per_s']:.0f} and {bf16['tokens_per_s']:.0f}"
+                title = f"{shape} {recipe}: tokens/s over bf16, {called}"
                 yield Goal("step", title, value, goal, detail)
 
 
@@ -137,7 +160,7 @@ def _rivals(measured: Measured) -> Iterator[Goal]:
         if ours is None:
             continue
         for name, row in rows.items():
-            if name == "ours" or row["layers"] != ours["layers"]:
+            if name == "ours" or row.get("layers") != ours["layers"]:
                 continue
             goal = "≥ 1.5" if "float32" in name else ""
             detail = f"{ours['seconds']:.3f} s, {row['seconds']:.3f} s, {ours['layers']} layers"
@@ -149,19 +172,25 @@ def _rivals(measured: Measured) -> Iterator[Goal]:
 
 def _curves(measured: Measured) -> Iterator[Goal]:
     bf16 = measured.row("curves", "bf16", "curve")
-    if bf16 is None or bf16["steps"] != bf16["of_steps"]:
+    if bf16 is None:
         return
-    reference = [float(loss) for loss in bf16["losses"]]
     for case in (*FP8, "bf16 in other packs"):
         row = measured.row("curves", case, "curve")
-        if row is None or row["steps"] != row["of_steps"]:
+        steps = min(bf16["steps"], row["steps"]) if row else 0
+        if row is None or steps < min(FEWEST_STEPS, bf16["of_steps"]):
             continue
-        verdict = compare(reference, [float(loss) for loss in row["losses"]], LARGEST_GAP)
+        reference, tried = (
+            [float(loss) for loss in each["losses"][:steps]] for each in (bf16, row)
+        )
+        verdict = compare(reference, tried, LARGEST_GAP)
         goal = f"< {LARGEST_GAP}" if case in FP8 else ""
-        gap = float("nan") if verdict.gap is None else abs(verdict.gap)
-        detail = f"losses {verdict.tried} and {verdict.reference} over the last {verdict.window}"
-        title = f"{case}: gap of the loss to bf16's after {verdict.steps} steps"
-        yield Goal("curves", title, gap, goal, detail)
+        # A loss that was lost on the way is no success, whatever came after.
+        gap = math.nan if verdict.gap is None or verdict.lost is not None else abs(verdict.gap)
+        detail = f"after {steps} steps: {verdict.tried} and {verdict.reference}"
+        detail += f" over the last {verdict.window}; {row['skipped']} steps skipped"
+        if verdict.lost is not None:
+            detail += f", not finite at step {verdict.lost}"
+        yield Goal("curves", f"{case}: gap of the loss to bf16's", gap, goal, detail)
 
 
 def _conversion(measured: Measured) -> Iterator[Goal]:
@@ -174,3 +203,12 @@ def _conversion(measured: Measured) -> Iterator[Goal]:
             detail = f"mean {row['ours_mean']:.2g} and {other:.2g} nats from float32"
             title = "4b shape: error of log-probs over Transformers' in bf16"
             yield Goal("convert", title, row["ours_mean"] / other, "", detail)
+            title = "4b shape: largest difference of log-probs from float32's, nats"
+            detail = f"Transformers' in bf16 {row['transformers_bf16_largest']:.2g}"
+            yield Goal("convert", title, row["ours_largest"], "", detail)
+
+
+def _vllm(measured: Measured) -> Iterator[Goal]:
+    row = measured.row("vllm", "load", "vLLM")
+    if row is not None:
+        yield Goal("vllm", "FP8 release, seconds until vLLM wrote tokens", row["seconds"])

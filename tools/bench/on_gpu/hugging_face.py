@@ -32,11 +32,8 @@ Attention = Literal["flash", "cuDNN", "packed"]
 PACKED: Final = "bench_varlen"
 IGNORED = -100
 
-# The kernel wanted first, then those that torch may take where it does not apply.
-_PRIORITY: Final = {
-    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
-    "cuDNN": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION],
-}
+# No other beside it: a row has the kernel that it is named after, or fails.
+_BACKEND: Final = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -215,8 +212,8 @@ def _one_by_one(
 
 @contextmanager
 def _kernel(attention: Attention, place: Place) -> Iterator[None]:
-    chosen = attention in _PRIORITY and not place.rehearse
-    with sdpa_kernel(_PRIORITY[attention], set_priority=True) if chosen else nullcontext():
+    chosen = attention in _BACKEND and not place.rehearse
+    with sdpa_kernel(_BACKEND[attention]) if chosen else nullcontext():
         yield
 
 

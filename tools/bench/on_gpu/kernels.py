@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tools.bench.on_gpu.place import Place, Row
 
-# The first whose words a kernel's name has.
+# The first whose words a kernel's name has. `_row_sums` and `_overwrite` are the head's own; a
+# compiled SwiGLU is named after its operations, copies among them; the optimizer's functors
+# (l2norm, scale, load with cast) have words of norms and casts.
 KINDS: Final = (
+    ("optimizer", ("adam", "multi_tensor", "l2norm", "scalefunctor", "loadwithcast")),
     ("attention", ("flash", "fmha", "sdpa", "attention", "dot_product")),
+    ("head's softmax", ("_row_sums", "_overwrite")),
     ("products", ("gemm", "cutlass", "nvjet", "cublas", "matmul", "xmma")),
+    ("SwiGLU", ("swiglu", "silu", "sigmoid", "gated", "glu")),
+    ("rotary positions", ("rope", "rotary")),
     ("FP8 casts and transposes", ("quantize", "cast", "transpose", "amax", "fp8", "scale")),
     ("norms", ("norm",)),
-    ("rotary positions", ("rope", "rotary")),
-    ("SwiGLU", ("swiglu", "silu", "gated", "glu")),
-    ("optimizer", ("adam", "multi_tensor", "l2norm")),
     ("copies and zeros", ("memcpy", "memset", "copy", "fill")),
 )
 MOST_KERNELS = 25
@@ -35,19 +38,29 @@ def kernel_row(name: str, step: Callable[[], Any], place: Place) -> Row:
         step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    times: Counter[str] = Counter()
-    for event in found.key_averages():
-        # What launched a kernel is told of its time too.
-        if place.rehearse:
-            times[event.key] += event.self_cpu_time_total / 1e6
-        elif event.device_type.name == "CUDA":
-            times[event.key] += event.self_device_time_total / 1e6
-    return Row(name, shares(times.items()))
+    return Row(name, shares(kernel_times(found.key_averages(), place.device)))
+
+
+def kernel_times(events: Iterable[Any], device: Literal["cuda", "cpu"]) -> list[tuple[str, float]]:
+    """Name and seconds of what ran on the device; on a CPU, of the operations.
+
+    What launched a kernel is told of its time too, and so are the stretches that a library named
+    (`Optimizer.step#…`, `nccl:…`): neither counts.
+    """
+    if device == "cpu":
+        return [(event.key, event.self_cpu_time_total / 1e6) for event in events]
+    return [
+        (event.key, event.self_device_time_total / 1e6)
+        for event in events
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
 
 
 def shares(times: Iterable[tuple[str, float]]) -> dict[str, Any]:
     """Seconds by kind, and of the kernels that take longest."""
-    counted = Counter(dict(times))
+    counted: Counter[str] = Counter()
+    for kernel, seconds in times:
+        counted[kernel] += seconds
     kinds: Counter[str] = Counter()
     for kernel, seconds in counted.items():
         kinds[kind_of(kernel)] += seconds

@@ -15,7 +15,8 @@ class Part:
     """One process at a time measures `cases` in this order, the most wanted first.
 
     `module` has `measure(case, place)`. `share` of the whole time is this part's, and what earlier
-    parts left. A case that runs out of memory is tried again with fewer layers where it `shrinks`.
+    parts left. A case that runs out of memory is tried again with fewer layers where it `shrinks`;
+    before it, that of the same first word which ends with `reference`: what it is compared with.
     """
 
     name: str
@@ -23,6 +24,12 @@ class Part:
     cases: tuple[str, ...]
     share: float
     shrinks: bool = False
+    reference: str = ""
+
+    def compared_with(self, case: str) -> str | None:
+        """The case that `case` is compared with, if it is another."""
+        found = f"{case.split()[0]} {self.reference}"
+        return found if found in self.cases and found != case else None
 
 
 PARTS = (
@@ -65,16 +72,17 @@ PARTS = (
         ),
         90,
         shrinks=True,
+        reference="bf16",
     ),
-    Part("rival", "tools.bench.on_gpu.rival", ("8192", "traces"), 65, shrinks=True),
+    Part("rival", "tools.bench.on_gpu.rival", ("8192", "traces"), 60, shrinks=True),
     Part(
         "curves",
         "tools.bench.on_gpu.curves",
         ("bf16", "tensorwise", "blockwise", "delayed", "bf16 in other packs"),
-        70,
+        100,
     ),
-    Part("convert", "tools.bench.on_gpu.convert", ("4b",), 60),
-    Part("vllm", "tools.bench.on_gpu.vllm", ("load",), 20),
+    Part("convert", "tools.bench.on_gpu.convert", ("4b",), 55),
+    Part("vllm", "tools.bench.on_gpu.vllm", ("load",), 10),
 )
 
 

@@ -33,7 +33,7 @@ def measure(case: str, place: Place) -> Iterator[Row]:
 
 
 def card(place: Place) -> Row:
-    """The device as torch and the driver see it. Raises NotHere for another than Hopper's."""
+    """The device as torch and the driver see it."""
     if place.rehearse:
         return Row("card", {"name": "CPU", "torch_cuda": None})
     found = torch.cuda.get_device_properties(0)

@@ -17,8 +17,8 @@ OUT_OF_TIME = "not run: out of time"
 class Record:
     """What was measured so far: `parts` → `cases` → `rows`.
 
-    A case has a `status`: done, running, failed, cut off, not run; and `why`, one line, where it is
-    not done.
+    A case has a `status`: done, running, failed, cut off, not run; `why`, one line, where it is
+    not done; and `log`, the last lines that its process printed, where it failed or was cut off.
     """
 
     def __init__(self, file: Path, about: Mapping[str, Any]) -> None:
@@ -43,6 +43,13 @@ class Record:
         self.case(part, case)["rows"][name] = dict(values)
         self.write()
 
+    def drop(self, part: str, case: str, smaller: int) -> None:
+        """Forget the rows of a case that is measured again with fewer layers than `smaller` says:
+        half of them would be of one depth and half of another."""
+        rows = self.case(part, case)["rows"]
+        for name in [name for name, row in rows.items() if row.get("smaller", 0) == smaller]:
+            del rows[name]
+
     def write(self) -> None:
         """Write it all; a reader sees the old file or the new one."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +59,11 @@ class Record:
             stream.write("\n")
         os.chmod(name, 0o644)
         os.replace(name, self._file)
+
+
+def smaller_row(name: str, smaller: int) -> str:
+    """The name of a row with fewer layers beside that with more; `smaller` times a quarter less."""
+    return f"{name}, smaller {smaller}"
 
 
 def _finite(value: Any) -> Any:

@@ -10,11 +10,13 @@ costs less than ours.
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.training.micro_batch import TokenTable
@@ -43,21 +45,39 @@ def measure(case: str, place: Place) -> Iterator[Row]:
 
 def theirs(case: str, architecture: Architecture, table: TokenTable, place: Place) -> Iterator[Row]:
     """Their set-ups: the cheaper optimizer, float32 main weights with the fastest attention so far,
-    and of traces batches with padding."""
+    and of traces batches with padding. An attention that does not run is a row that says why."""
     rival = Rival(architecture, place)
     rival.use(masters=False)
     kinds: tuple[Attention, ...] = ("packed",) if case == "traces" else ("flash", "cuDNN")
     found: dict[Attention, float] = {}
     for kind in kinds:
-        values = measured(rival, table, kind, place)
-        found[kind] = values["seconds"]
+        values = attempted(rival, table, kind, place)
+        if "seconds" in values:
+            found[kind] = values["seconds"]
         yield Row(f"{kind}, bfloat16 AdamW", values)
-    best = min(found, key=lambda kind: found[kind])
-    rival.use(masters=True)
-    yield Row(f"{best}, float32 main weights", measured(rival, table, best, place))
+    if found:
+        best = min(found, key=lambda kind: found[kind])
+        rival.use(masters=True)
+        yield Row(f"{best}, float32 main weights", measured(rival, table, best, place))
     if case == "traces":
         rival.use(masters=False)
-        yield Row("flash over padding, bfloat16 AdamW", measured(rival, table, "flash", place))
+        yield Row("flash over padding, bfloat16 AdamW", attempted(rival, table, "flash", place))
+
+
+def attempted(rival: Rival, table: TokenTable, kind: Attention, place: Place) -> dict[str, Any]:
+    """As `measured`; `failed` and the reason where this torch has no such kernel for the batch.
+
+    Raises what leaves the process unfit: memory that ran out, a device that failed.
+    """
+    try:
+        return measured(rival, table, kind, place)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+            raise
+        traceback.print_exc()
+        rival.model.zero_grad(set_to_none=True)
+        lines = str(error).strip().splitlines() or [""]
+        return {"failed": f"{type(error).__name__}: {lines[0]}"}
 
 
 def measured(rival: Rival, table: TokenTable, kind: Attention, place: Place) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The results for people: a table in the terminal, rows of Markdown, a picture of the losses."""
+"""The results for people: a table in the terminal, the page's table, a picture of the losses."""
 
 from __future__ import annotations
 
@@ -10,29 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.bench.on_gpu.goals import Goal, goals
+from tools.bench.on_gpu.page import table
 from tools.bench.on_gpu.record import REHEARSAL
 
 _MET = {True: "met", False: "not met", None: ""}
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """Rows for docs/gpu-results.md; a sentence for a rehearsal."""
+    """The table of docs/gpu-results.md, and what was not measured; a sentence for a rehearsal."""
     if content["rehearsal"]:
         return REHEARSAL
     card = content["parts"].get("rate", {}).get("cases", {}).get("card", {})
     name = card.get("rows", {}).get("card", {}).get("name", "a card that was not asked its name")
     versions = ", ".join(f"{part} {version}" for part, version in content["versions"].items())
-    lines = [
-        f"{name}, {content['date']}, `{content['command']}`: {versions}.",
-        "",
-        "| part | comparison | measured | goal | met |",
-        "|---|---|---|---|---|",
-    ]
-    for goal in goals(content):
-        measured = f"{goal.value:.3g}" + (f" ({goal.detail})" if goal.detail else "")
-        cells = (goal.part, goal.name, measured, goal.goal, _MET[goal.met])
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_missing(content)])
+    provenance = f"{content['date']}, {name}, {versions}, `{content['command']}`"
+    return "\n".join([table(goals(content), provenance), "", *_missing(content)])
 
 
 def _missing(content: Mapping[str, Any]) -> Iterator[str]:
@@ -41,6 +33,9 @@ def _missing(content: Mapping[str, Any]) -> Iterator[str]:
         for case, entry in found["cases"].items():
             if entry["status"] != "done":
                 yield f"- {part}, {case}: {entry['status']}: {entry['why']}"
+            for name, row in entry["rows"].items():
+                if "failed" in row:
+                    yield f"- {part}, {case}, {name}: failed: {row['failed']}"
 
 
 def show(content: Mapping[str, Any], console: Console) -> None:
@@ -48,12 +43,12 @@ def show(content: Mapping[str, Any], console: Console) -> None:
     if content["rehearsal"]:
         console.print(REHEARSAL, style="bold")
     else:
-        table = Table(title="on the GPU")
+        lines = Table(title="on the GPU")
         for head in ("part", "comparison", "measured", "goal", "", "detail"):
-            table.add_column(head)
+            lines.add_column(head)
         for goal in goals(content):
-            table.add_row(*_cells(goal))
-        console.print(table)
+            lines.add_row(*_cells(goal))
+        console.print(lines)
     for line in _missing(content):
         console.print(line, markup=False)
 

@@ -20,7 +20,7 @@ from megatron_vr.models.gpt import LOGITS_ON_CPU, LOGITS_ON_GPU
 from megatron_vr.training.clock import PhaseSeconds, StepClock
 from megatron_vr.training.flops import ModelFlops
 from megatron_vr.training.micro_batch import TokenTable
-from tools.bench.head import Inputs, chunked
+from tools.bench.head import Inputs, chunk_of, chunked
 from tools.bench.on_gpu.batches import (
     LENGTHS,
     budget,
@@ -151,7 +151,7 @@ class Step:
         a, memory = self.architecture, self.place.sized(LOGITS_ON_GPU, LOGITS_ON_CPU)
         targets = sum(targets_of(self.table))
         inputs = Inputs.random(targets, a.vocab_size, a.hidden_size, self.place.device)
-        chunk = max(1, memory // (4 * a.vocab_size))
+        chunk = chunk_of(inputs, memory)
         return median_seconds(lambda: chunked(inputs, chunk), self.place, repeats=5)
 
 
