@@ -5,8 +5,9 @@
 # make install    the virtual environment alone
 # make lint       ruff and mypy
 # make gpu-test   tests that need a Hopper GPU with Transformer Engine; writes gpu-tests.json
-# make gpu-bench  benchmarks on it; writes gpu-bench.json and prints rows for docs/gpu-results.md
-#                 Both take GPU_PYTHON, the Python that has Transformer Engine (default python3).
+# make gpu-bench  benchmarks on it; writes gpu-bench.json and prints docs/gpu-results.md's table
+#                 Both take GPU_PYTHON, the Python that has Transformer Engine (default python3),
+#                 GPU_RESULTS, the folder for what they write, and more words in GPU_TEST, GPU_BENCH.
 #
 # PYTHON=python3.12 make demo   chooses the interpreter (3.10 to 3.13)
 
@@ -15,6 +16,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 GPU_PYTHON ?= python3
+GPU_RESULTS ?= .
+GPU_TEST ?=
+GPU_BENCH ?= --seconds 350
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test servers servers-if-possible ablation install lint gpu-test gpu-bench clean
@@ -44,10 +48,13 @@ lint: $(VENV)/.test-installed
 	$(BIN)/mypy
 
 gpu-test:
-	$(GPU_PYTHON) -m pytest tests/gpu -n 4 --dist loadfile --gpu-report=gpu-tests.json
+	@mkdir -p "$(GPU_RESULTS)"
+	$(GPU_PYTHON) -m pytest tests/gpu -n 4 --dist loadfile \
+		--gpu-report="$(GPU_RESULTS)/gpu-tests.json" $(GPU_TEST)
 
 gpu-bench:
-	$(GPU_PYTHON) -m tools.bench.gpu --json gpu-bench.json --markdown
+	@mkdir -p "$(GPU_RESULTS)"
+	$(GPU_PYTHON) -m tools.bench.gpu --json "$(GPU_RESULTS)/gpu-bench.json" --markdown $(GPU_BENCH)
 
 $(VENV)/.installed: setup.py constraints.txt
 	@python=$$(bash tools/preflight.sh "$(PYTHON)") && $$python -m venv $(VENV)

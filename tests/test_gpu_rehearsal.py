@@ -45,7 +45,9 @@ def faulty(folder: Path, faults: str, *options: str) -> tuple[int, dict[str, Any
     (folder / "faults.py").write_text(FAULTS)
     file = folder / "report.json"
     chosen = ("tests/gpu/test_head.py", "--rehearse", f"--gpu-report={file}", "-p", "faults")
-    told = gpu_tests(*chosen, *options, PYTHONPATH=str(folder), FAULTS=faults)
+    # What a process leaves that ends so.
+    environment = {"PYTHONPATH": str(folder), "TMPDIR": str(folder), "FAULTS": faults}
+    told = gpu_tests(*chosen, *options, **environment)
     return told.returncode, report(file)
 
 
@@ -128,7 +130,7 @@ def test_the_report_says_why_a_test_failed_and_none_that_ended_a_worker_runs_aga
     assert failed["outcome"] == ended["outcome"] == "failed"
     assert failed["said"].startswith("AssertionError: they differ")
     assert any("what was computed" in line for line in failed["trace"])
-    assert "'gw0' crashed" in ended["said"]
+    assert "'gw0' crashed" in ended["said"] and "its process ended after" in ended["said"]
     assert rest["outcome"] == "needs the GPU"
 
 

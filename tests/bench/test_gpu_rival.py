@@ -10,9 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from tools.bench.on_gpu.batches import BUDGET, places_of, random_table, targets_of
-from tools.bench.on_gpu.hugging_face import IGNORED, Float32Masters, Rival, padded
+from tools.bench.on_gpu.hugging_face import (
+    IGNORED,
+    Attention,
+    Batch,
+    Float32Masters,
+    Rival,
+    padded,
+)
 from tools.bench.on_gpu.place import Place
-from tools.bench.on_gpu.rival import batches_of
+from tools.bench.on_gpu.rival import batches_of, theirs
 from tools.bench.on_gpu.shapes import hf_fields, whole_shape
 
 PLACE = Place(True, 0.0, Path())
@@ -91,3 +98,36 @@ def test_batches_fill_micro_batches_on_the_card(name: str) -> None:
     packs = 2 if name == "traces" else 1
     assert 0.7 * packs * BUDGET < sum(places) <= packs * BUDGET
     assert max(places) <= BUDGET
+
+
+def test_an_attention_that_does_not_run_is_a_row_and_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    architecture = whole_shape("8b", PLACE)
+    table = random_table(places_of("8192", PLACE), architecture.vocab_size)
+    step = Rival.step
+
+    def without_flash(rival: Rival, batches: list[Batch], attention: Attention) -> float:
+        if attention == "flash":
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return step(rival, batches, attention)
+
+    monkeypatch.setattr(Rival, "step", without_flash)
+    rows = {row.name: row.values for row in theirs("8192", architecture, table, PLACE)}
+    assert rows["flash, bfloat16 AdamW"] == {
+        "failed": "RuntimeError: No available kernel. Aborting execution."
+    }
+    assert rows["cuDNN, bfloat16 AdamW"]["seconds"] > 0
+    assert rows["cuDNN, float32 main weights"]["seconds"] > 0
+
+
+def test_memory_that_runs_out_ends_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = whole_shape("8b", PLACE)
+    table = random_table(places_of("8192", PLACE), architecture.vocab_size)
+
+    def too_large(rival: Rival, batches: list[Batch], attention: Attention) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Rival, "step", too_large)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(theirs("8192", architecture, table, PLACE))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,11 @@ def test_a_case_that_fails_or_dies_costs_only_itself(tmp_path: Path) -> None:
     assert cases["not here"]["why"] == "it is not here"
     # What it had measured stays.
     assert "begun" in cases["dies"]["rows"]
+    # With what its process printed; beside the file is all of it.
+    assert "ValueError: this case fails" in cases["fails"]["log"]
+    assert cases["dies"]["log"][-1] == "the last words"
+    assert "log" not in cases["works"]
+    assert any("the last words" in log.read_text() for log in (tmp_path / "out-logs").iterdir())
     # After one that failed another process goes on; healthy ones share theirs.
     process = {name: case["rows"]["begun"]["process"] for name, case in cases.items()}
     assert process["works"] == process["fails"] != process["dies"] != process["not here"]
@@ -66,6 +73,7 @@ def test_a_case_that_hangs_is_cut_off_with_all_that_it_started(tmp_path: Path) -
         "cut off",
         ["begun", "child"],
     )
+    assert cases["hangs"]["log"] == ["it hangs now"]
     assert (cases["waits"]["status"], cases["waits"]["why"]) == ("not run", OUT_OF_TIME)
     assert not alive(cases["hangs"]["rows"]["child"]["process"])
     assert not alive(cases["hangs"]["rows"]["begun"]["process"])
@@ -95,6 +103,41 @@ def test_a_part_that_hangs_takes_its_own_time_alone_and_what_is_left_is_used(
     assert found["parts"]["hangs"]["cases"]["waits"]["status"] == "done"
 
 
+def test_a_case_that_was_cut_off_is_tried_again_where_more_time_is_left(tmp_path: Path) -> None:
+    parts = Part("slow", SCRIPTED, ("hangs once",), 1), Part("after", SCRIPTED, ("works",), 2)
+    found = run(tmp_path, *parts, seconds=15.0)
+    case = found["parts"]["slow"]["cases"]["hangs once"]
+    assert (case["status"], case["why"], "log" in case) == ("done", "", False)
+
+
+def test_what_was_started_ends_with_the_benchmark_that_was_killed(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    child = [sys.executable, "-m", "tools.bench.on_gpu.child", SCRIPTED, "hangs"]
+    child += ["--events", str(events), "--until", str(time.time() + 300)]
+    child += ["--folder", str(tmp_path)]
+    parent = (
+        "import os, subprocess, sys\n"
+        "words = [*sys.argv[1:], '--parent', str(os.getpid())]\n"
+        "subprocess.Popen(words, start_new_session=True).wait()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent, *child]) as process:
+        begun = [event["values"]["process"] for event in rows(events, 2)]
+        assert all(psutil.pid_exists(each) for each in begun)
+        process.kill()
+    assert not any(alive(each) for each in begun)
+
+
+def rows(events: Path, count: int) -> list[dict[str, Any]]:
+    """The first rows that a process tells, when they are there."""
+    for _ in range(300):
+        lines = events.read_text("utf-8").splitlines() if events.exists() else []
+        found = [event for event in map(json.loads, lines) if event["event"] == "row"]
+        if len(found) >= count:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{events} has {lines}")
+
+
 def test_parts_for_which_no_time_is_left_are_recorded_as_not_run(tmp_path: Path) -> None:
     found = run(tmp_path, Part("late", SCRIPTED, ("works",), 1), seconds=1.0, least=15.0)
     case = found["parts"]["late"]["cases"]["works"]
@@ -114,6 +157,25 @@ def test_a_case_that_runs_out_of_memory_is_tried_smaller_and_so_are_those_after_
     rows = {name: case["rows"]["ended"]["smaller"] for name, case in found["cases"].items()}
     assert rows == {"works": 0, "too large": 2, "works too": 2}
     assert all(case["status"] == "done" for case in found["cases"].values())
+
+
+def test_what_a_smaller_case_is_compared_with_is_measured_as_small_too(tmp_path: Path) -> None:
+    cases = ("8b plain", "8b fine", "8b too-large", "4b plain")
+    part = Part("large", SCRIPTED, cases, 1, shrinks=True, reference="plain")
+    found = run(tmp_path, part)["parts"]["large"]["cases"]
+    assert all(case["status"] == "done" for case in found.values())
+    depths = {
+        name: {row: values["smaller"] for row, values in case["rows"].items() if "ended" in row}
+        for name, case in found.items()
+    }
+    assert depths == {
+        "8b plain": {"ended": 0, "ended, smaller 1": 1, "ended, smaller 2": 2},
+        "8b fine": {"ended": 0},
+        # What it told before memory ran out is gone: it was of another depth.
+        "8b too-large": {"ended": 2},
+        "4b plain": {"ended": 2},
+    }
+    assert found["8b too-large"]["rows"]["begun"]["smaller"] == 2
 
 
 def test_where_nothing_shrinks_running_out_of_memory_is_a_failure(tmp_path: Path) -> None:

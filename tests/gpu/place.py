@@ -29,8 +29,8 @@ class Place:
         return None if self.rehearsing else settings
 
     def steps(self, asked: int) -> int:
-        """Of a long training: `asked`, in a rehearsal half as many."""
-        return asked // 2 if self.rehearsing else asked
+        """Of a long training: `asked`, in a rehearsal two thirds."""
+        return asked * 2 // 3 if self.rehearsing else asked
 
 
 ON_GPU = Place("cuda", "te", rehearsing=False)

@@ -54,11 +54,12 @@ class Reporter:
         outcome = "failed" if failed else "needs the GPU" if skipped else passed
         found = dict(report.user_properties)
         seconds = sum(phase.duration for phase in seen)
+        told = said((failed or skipped)[0]) if failed or skipped else None
         if failed:
             found["trace"] = trace(failed[0])
             if failed[0].when not in ("setup", "call", "teardown"):
                 seconds = time.monotonic() - self._began[report.nodeid]
-        told = said((failed or skipped)[0]) if failed or skipped else None
+                told = f"{told}\nits process ended after {seconds:.0f} s, by a fault or as too slow"
         if failed and report.nodeid.endswith(REFUSAL):
             self._report.reason = told
         self._report.ends(report.nodeid, outcome, seconds, told, found)

@@ -244,7 +244,7 @@ def test_servers_go_on_until_a_client_that_is_told_to_stop_has_saved(
 
 def test_a_job_whose_servers_all_die_fails(slurm: Cluster, tmp_path: Path) -> None:
     trial = Trial(slurm, tmp_path, "until_term 75", kind="served", serve="sleep 1; exit 1")
-    assert trial.end(30) == "FAILED"
+    assert trial.end(90) == "FAILED"
     assert trial.shown("ExitCode") == "1:0"
     assert "the servers ended (exit code 1) before their client" in trial.log
     assert trial.shown("Restarts") == "0"
@@ -292,7 +292,7 @@ def test_a_task_that_hangs_after_another_failed_is_ended(slurm: Cluster, tmp_pat
     hangs = "((SLURM_NODEID == 1)) && exit 1; trap '' TERM; while true; do sleep 0.2; done"
     site = SiteSettings(srun_flags=("--wait=2",))
     trial = Trial(slurm, tmp_path, hangs, site=site)
-    assert trial.end(30) == "FAILED"
+    assert trial.end(90) == "FAILED"
     assert "failed with exit code" in trial.last_words
 
 

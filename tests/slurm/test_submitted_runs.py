@@ -110,6 +110,7 @@ def log_of(folder: Path, stage: str, ids: dict[str, int]) -> str:
     return (folder / f"slurm/logs/{stage}-{ids[stage.replace('.', '/')]}.log").read_text()
 
 
+@pytest.mark.timeout(1500)
 def test_a_training_that_meets_its_time_limit_saves_and_goes_on(
     slurm: Cluster, tmp_path: Path
 ) -> None:
@@ -121,7 +122,7 @@ def test_a_training_that_meets_its_time_limit_saves_and_goes_on(
     job = ids["iteration-0/sft"]
     log = folder / f"slurm/logs/iteration-0.sft-{job}.log"
     saved = re.compile(r"is saved after step [1-9]\d* of 1200")
-    slurm.wait_until(lambda: log.exists() and bool(saved.search(log.read_text())), 400)
+    slurm.wait_until(lambda: log.exists() and bool(saved.search(log.read_text())), 800)
     # A busy machine would meet it again and again, a few steps further each time.
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     finish(slurm, 600)

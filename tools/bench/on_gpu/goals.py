@@ -60,7 +60,7 @@ class Measured:
         return rows
 
     def as_deep(self, part: str, case: str, name: str, other: Mapping[str, Any]) -> Any:
-        """The row of that name, or that with fewer layers, which has as many as `other`; or None."""
+        """The row of that name, or that of fewer layers, with as many as `other`; or None."""
         for found, row in self.rows(part, case).items():
             if found.split(", smaller ")[0] == name and _depth(row) == _depth(other):
                 return row

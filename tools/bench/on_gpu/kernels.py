@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 import torch
@@ -12,10 +12,10 @@ from torch.profiler import ProfilerActivity, profile
 from tools.bench.on_gpu.place import Place, Row
 
 # The first whose words a kernel's name has. `_row_sums` and `_overwrite` are the head's own; a
-# compiled SwiGLU is named after its operations, copies among them; the optimizer's functors
-# (l2norm, scale, load with cast) have words of norms and casts.
+# compiled SwiGLU is named after its operations, copies among them; the optimizer's kernels for
+# many tensors (l2norm, ScaleFunctor) have words of norms and casts.
 KINDS: Final = (
-    ("optimizer", ("adam", "multi_tensor", "l2norm", "scalefunctor", "loadwithcast")),
+    ("optimizer", ("adam", "multi_tensor", "l2norm")),
     ("attention", ("flash", "fmha", "sdpa", "attention", "dot_product")),
     ("head's softmax", ("_row_sums", "_overwrite")),
     ("products", ("gemm", "cutlass", "nvjet", "cublas", "matmul", "xmma")),
@@ -58,25 +58,29 @@ def kernel_times(events: Iterable[Any], device: Literal["cuda", "cpu"]) -> list[
 
 def shares(times: Iterable[tuple[str, float]]) -> dict[str, Any]:
     """Seconds by kind, and of the kernels that take longest."""
-    counted: Counter[str] = Counter()
+    counted: defaultdict[str, float] = defaultdict(float)
+    kinds: defaultdict[str, float] = defaultdict(float)
     for kernel, seconds in times:
         counted[kernel] += seconds
-    kinds: Counter[str] = Counter()
-    for kernel, seconds in counted.items():
         kinds[kind_of(kernel)] += seconds
     return {
         "device_seconds": sum(counted.values()),
-        "kinds": dict(kinds.most_common()),
+        "kinds": dict(_longest(kinds)),
         "kernels": [
             {"kernel": name[:160], "seconds": seconds}
-            for name, seconds in counted.most_common(MOST_KERNELS)
+            for name, seconds in _longest(counted)[:MOST_KERNELS]
         ],
     }
 
 
+def _longest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(seconds.items(), key=lambda pair: -pair[1])
+
+
 def kind_of(kernel: str) -> str:
     """The kind of a kernel by its name."""
-    lower = kernel.lower()
+    # Torch's elementwise kernels say so of any operand of another type.
+    lower = kernel.lower().replace("loadwithcast", "").replace("storewithcast", "")
     for kind, words in KINDS:
         if any(word in lower for word in words):
             return kind

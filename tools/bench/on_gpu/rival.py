@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.training.micro_batch import TokenTable
@@ -72,7 +71,8 @@ def attempted(rival: Rival, table: TokenTable, kind: Attention, place: Place) ->
     try:
         return measured(rival, table, kind, place)
     except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+        # Older versions of torch have no AcceleratorError.
+        if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):
             raise
         traceback.print_exc()
         rival.model.zero_grad(set_to_none=True)
