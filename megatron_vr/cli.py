@@ -117,10 +117,12 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 
 def _training_command(stage: str) -> Callable[..., None]:
+    first = 0 if stage == "sft" else 1
+
     def command(
         config: Config,
         overrides: Overrides = None,
-        iteration: Iteration = 1,
+        iteration: Iteration = first,
         arm: Arm = "variational",
         start_over: StartOver = False,
         fp8_check: Fp8Check = None,
