@@ -11,7 +11,6 @@ import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from megatron_vr.algorithm.plan import Node
 from megatron_vr.algorithm.runner import check_inputs
 from megatron_vr.algorithm.stages.train import job_of, make_examples
 from megatron_vr.errors import SettingsError
+from megatron_vr.models.parts import installed
 from megatron_vr.report.fp8_check import draw_check
 from megatron_vr.traces.durable import write_bytes_durably, write_durably
 from megatron_vr.traces.fingerprint import differences
@@ -180,11 +180,4 @@ def _machine() -> dict[str, str]:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     packages = ("torch", "megatron-core", "transformer-engine")
-    return {"device": device} | {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+    return {"device": device} | {name: installed(name) or "none" for name in packages}

@@ -13,12 +13,12 @@ from megatron_vr.algorithm.run import Prepared
 from megatron_vr.config.comparisons import MAIN_ARM, arms
 from megatron_vr.convert import hub
 from megatron_vr.errors import CheckpointError, SettingsError, StageError
+from megatron_vr.models.parts import installed
 from megatron_vr.problems.format_rules import POLICY_FILE, format_folder, read_rules
 from megatron_vr.problems.problem import PROBLEM_SCHEMA
 from megatron_vr.problems.source_settings import DatasetSource, FileSource, Source
 from megatron_vr.problems.sources import describe
 from megatron_vr.problems.templates import read_template
-from megatron_vr.report.doctor import version
 from megatron_vr.report.evaluated import read_evaluation
 from megatron_vr.report.model_card import (
     Base,
@@ -99,7 +99,7 @@ def card_facts(
     base = _base(node.inputs["base"], endpoint)
     evaluations = _evaluations(prepared, node, row, iteration)
     folder = format_folder(settings.prompts.format)
-    found = {name: version(name) for name in VERSIONS}
+    found = {name: installed(name) for name in VERSIONS}
     return CardFacts(
         repo=repo,
         arm=arm,

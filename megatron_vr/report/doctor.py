@@ -55,7 +55,7 @@ def examine() -> list[Finding]:
     where there is a GPU."""
     return [
         Finding("python", platform.python_version(), "everything", NOTHING_RUNS),
-        Finding("torch", version("torch"), "everything", NOTHING_RUNS),
+        Finding("torch", installed("torch"), "everything", NOTHING_RUNS),
         *(_finding(part) for part in NEEDED),
         Finding("GPUs", _gpus(), "models beyond a toy's size", "everything runs on the CPU"),
         *gpu_findings(find_parts()),
@@ -76,17 +76,12 @@ def print_findings(findings: list[Finding], console: Console | None = None) -> N
     (console or Console()).print(table)
 
 
-def version(distribution: str) -> str | None:
-    """The installed version, without importing anything."""
-    return installed(distribution)
-
-
 def _finding(part: Part) -> Finding:
     return Finding(part.name, _first(part), part.needed_for, part.without_it)
 
 
 def _first(part: Part) -> str | None:
-    found = (version(name) for name in part.distributions)
+    found = (installed(name) for name in part.distributions)
     return next((there for there in found if there is not None), None)
 
 

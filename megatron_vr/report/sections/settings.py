@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from megatron_vr.models.parts import installed
 from megatron_vr.report.blocks import (
     Block,
     Cell,
@@ -19,7 +20,6 @@ from megatron_vr.report.blocks import (
     Table,
     Words,
 )
-from megatron_vr.report.doctor import version
 from megatron_vr.report.plots.style import row_colours
 from megatron_vr.report.run_folder import SETTINGS, RunFolder, Stage
 from megatron_vr.report.wording import amount, listed
@@ -116,7 +116,7 @@ def _comparisons(run: RunFolder) -> Table:
 
 
 def _versions() -> Table:
-    found = {"python": platform.python_version(), **{n: version(n) for n in SHOWN_VERSIONS}}
+    found = {"python": platform.python_version(), **{n: installed(n) for n in SHOWN_VERSIONS}}
     lines = [Line(name, [Cell(there or "not installed")]) for name, there in found.items()]
     caption = "As installed where this page was written, which need not be where the run was."
     return Table([("", ["version"])], lines, caption, "package", words=True)
