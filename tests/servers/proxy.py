@@ -113,6 +113,17 @@ def slow(seconds: float, then: Fault = passed) -> Fault:
     return fault
 
 
+def held(condition: Callable[[], bool]) -> Fault:
+    """Wait until `condition` before the request goes on."""
+
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        while not condition():
+            await asyncio.sleep(0.01)
+        return await exchange.forward()
+
+    return fault
+
+
 def edit(change: Callable[[Any], Any]) -> Fault:
     """The server's answer after `change` of the parsed JSON, in place or as what it returns."""
 
@@ -146,7 +157,7 @@ class FaultyProxy:
         """The numbers of the requests whose client left before the answer."""
         return [seen.number for seen in list(self.requests) if seen.left]
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait for something that the proxy sees a moment later, as that a client has left."""
         last = time.monotonic() + seconds
         while not condition():

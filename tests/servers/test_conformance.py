@@ -123,7 +123,7 @@ def _prefix_hits(server: RunningServer) -> int:
     """Tokens that vLLM found in its prefix cache, by its own count."""
     if server.kind == "sglang":
         return 0
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     own = [line for line in lines if line.startswith("vllm:prefix_cache_hits_total")]
     return int(sum(float(line.split()[-1]) for line in own))

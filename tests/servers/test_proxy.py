@@ -65,7 +65,7 @@ def proxy(target: ThreadingHTTPServer) -> Iterator[FaultyProxy]:
         yield proxy
 
 
-def ask(proxy: FaultyProxy, path: str = "/generate", seconds: float = 10) -> Any:
+def ask(proxy: FaultyProxy, path: str = "/generate", seconds: float = 60) -> Any:
     return post(proxy.url, path, BODY, seconds)
 
 

@@ -127,7 +127,7 @@ def test_a_service_from_its_start_to_its_end(tmp_path: Path) -> None:
         parts = served.parts()
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(timeout=60) == 0, served.said.read_text()
-        _, alive = psutil.wait_procs(parts, timeout=5)
+        _, alive = psutil.wait_procs(parts, timeout=60)
         assert not alive
         assert not list(folder.rglob("*.urls"))
         with pytest.raises(ConnectionRefusedError):
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_it_before_anything_is_ready(tmp_path: Path) -> None:
         parts = served.parts()
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(timeout=60) == 0, served.said.read_text()
-        _, alive = psutil.wait_procs(parts, timeout=5)
+        _, alive = psutil.wait_procs(parts, timeout=60)
         assert not alive
         assert "Traceback" not in served.said.read_text()
         assert not served.result.read_text()

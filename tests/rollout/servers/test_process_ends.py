@@ -79,7 +79,7 @@ def test_a_killed_server_is_gone_at_once_even_when_it_is_stopped(server: Start) 
     process.kill()
     process.kill()
     assert living(pids) == []
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_what_a_dead_server_leaves_behind_ends(server: Start) -> None:
