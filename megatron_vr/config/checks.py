@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 
 from megatron_vr.config.fp8_settings import ALIGN
 from megatron_vr.config.model_checks import model_faults
+from megatron_vr.config.padding import pack_multiple, sequence_multiple
 from megatron_vr.config.settings import Settings
-from megatron_vr.config.spec_choice import resolve_spec
+from megatron_vr.config.spec_choice import resolve_spec, without_transformer_engine
 from megatron_vr.errors import SettingsError
 
 
@@ -78,18 +78,14 @@ def _spec_faults(s: Settings, installed_here: bool, on_gpu: bool | None) -> Iter
     spec = resolve_spec(s.model.spec, bool(on_gpu))
     yield from model_faults(s.model, spec, overlap=s.parallel.overlap)
     if spec == "te" and installed_here and find_spec("transformer_engine") is None:
-        why = ", which on GPUs means te" if s.model.spec == "auto" else ""
-        yield (
-            f"model.spec is {s.model.spec}{why}, but Transformer Engine is not installed; install "
-            "the extra megatron-vr[gpu], or set model.spec: plain"
-        )
+        yield without_transformer_engine(s.model.spec)
 
 
 def _context_faults(s: Settings) -> Iterator[str]:
     """Context parallelism pads every sequence to two chunks for each rank."""
-    multiple = 2 * s.parallel.context
+    multiple = sequence_multiple(s.parallel.context)
     for name, budget in (*_training_budgets(s), ("scoring", s.scoring.micro_batch_tokens)):
-        if s.parallel.context > 1 and budget % multiple:
+        if budget % multiple:
             yield (
                 f"{name}.micro_batch_tokens is {budget}, which is not a multiple of {multiple} "
                 f"(twice parallel.context); use {budget + -budget % multiple}"
@@ -109,14 +105,14 @@ def _padding_faults(s: Settings) -> Iterator[str]:
     if s.model.fp8 is None:
         return
     context, share = s.parallel.context, s.parallel.tensor if s.parallel.sequence else 1
-    ranks = context * share
-    multiple = math.lcm(2 * ranks if context > 1 else 1, ranks * ALIGN[s.model.fp8.recipe])
+    align = ALIGN[s.model.fp8.recipe]
+    multiple = pack_multiple(context, share, align)
     for name, budget in _training_budgets(s):
         if budget % multiple:
             yield (
                 f"{name}.micro_batch_tokens is {budget}, but with model.fp8: {s.model.fp8.recipe} "
-                f"packs are padded to a multiple of {multiple}, {ALIGN[s.model.fp8.recipe]} for "
-                f"each of {ranks} ranks that share one; use {budget + -budget % multiple}"
+                f"packs are padded to a multiple of {multiple}, {align} for "
+                f"each of {context * share} ranks that share one; use {budget + -budget % multiple}"
             )
 
 

@@ -13,3 +13,12 @@ def resolve_spec(name: SpecName, on_gpu: bool) -> Spec:
     if name == "auto":
         return "te" if on_gpu else "plain"
     return name
+
+
+def without_transformer_engine(name: SpecName) -> str:
+    """What is wrong, and what to do, where `name` stands for te and that is not installed."""
+    why = ", which means te on GPUs," if name == "auto" else ""
+    return (
+        f"model.spec is {name}{why} but Transformer Engine is not installed; install the extra "
+        "megatron-vr[gpu], or set model.spec: plain"
+    )

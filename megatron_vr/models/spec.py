@@ -17,7 +17,12 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_vr.config.spec_choice import Spec, SpecName, resolve_spec
+from megatron_vr.config.spec_choice import (
+    Spec,
+    SpecName,
+    resolve_spec,
+    without_transformer_engine,
+)
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Experts
 from megatron_vr.models.parts import transformer_engine_version
@@ -34,11 +39,7 @@ def spec_here(name: SpecName) -> Spec:
         raise SettingsError(f"model.spec={name!r} is unknown; use 'auto', 'plain' or 'te'.")
     spec = resolve_spec(name, torch.cuda.is_available())
     if spec == "te" and transformer_engine_version() is None:
-        why = ", which is what auto means on a GPU," if name == "auto" else ""
-        raise SettingsError(
-            f"model.spec=te{why} needs Transformer Engine, which is not installed; "
-            "install the extra megatron-vr[gpu] or set model.spec=plain."
-        )
+        raise SettingsError(without_transformer_engine(name))
     return spec
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from megatron_vr.config.fp8_settings import Fp8Settings
 from megatron_vr.config.settings import ModelSettings
-from megatron_vr.config.spec_choice import Spec, resolve_spec
+from megatron_vr.config.spec_choice import Spec, resolve_spec, without_transformer_engine
 from megatron_vr.errors import SettingsError
 from megatron_vr.models.architecture import Architecture
 from megatron_vr.models.attention_support import attention_faults, switch_faults
@@ -55,11 +55,7 @@ def build_faults(
     if spec != "te":
         return
     if parts.transformer_engine is None:
-        why = ", which means te on GPUs," if model.spec == "auto" else ""
-        yield (
-            f"model.spec is {model.spec}{why} but Transformer Engine is not installed; install "
-            "the extra megatron-vr[gpu], or set model.spec: plain"
-        )
+        yield without_transformer_engine(model.spec)
         return
     if not at_least(parts.transformer_engine, OLDEST_TRANSFORMER_ENGINE):
         yield (

@@ -10,7 +10,6 @@ The prompt's last token stands with every sequence: there each predicts its own 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -18,6 +17,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_vr.config.padding import pack_multiple, sequence_multiple
 from megatron_vr.models.packing import Segment
 
 Integers = NDArray[np.int64]
@@ -40,7 +40,12 @@ class PackShape:
     @property
     def multiple(self) -> int:
         """What the places of every sequence are padded to a multiple of."""
-        return 2 * self.context if self.context > 1 else 1
+        return sequence_multiple(self.context)
+
+    @property
+    def pack_multiple(self) -> int:
+        """What the places of a whole pack are padded to a multiple of."""
+        return pack_multiple(self.context, self.sequence_parallel, self.align)
 
     def rounded(self, places: Integers) -> Integers:
         """The places [n] that each sequence takes by itself."""
@@ -49,8 +54,7 @@ class PackShape:
     def padded(self, places: Integers) -> Integers:
         """The places [n ≥ 1] of each sequence of a pack with its padding."""
         padded = self.rounded(places)
-        shares = math.lcm(self.multiple * self.sequence_parallel, self.context * self.unit)
-        padded[-1] += -int(padded.sum()) % shares
+        padded[-1] += -int(padded.sum()) % self.pack_multiple
         return padded
 
     @property
@@ -62,7 +66,7 @@ class PackShape:
         """The places that a pack of sequences of `places` [n ≥ 0] takes with all padding, `saved`
         of which shared prompts spare."""
         if not len(places):
-            return int(self.padded(np.ones(1, dtype=np.int64)).sum())
+            return self.pack_multiple
         if not saved:
             return int(self.padded(places).sum())
         used = int(places.sum()) - saved

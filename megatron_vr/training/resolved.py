@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from megatron_vr.config.fp8_settings import ALIGN, Fp8Settings
@@ -117,8 +116,7 @@ def _resolved(base: Base, micro_batch_tokens: int) -> Resolved:
         log_prob_reduction=LOG_PROB_REDUCTION,
         micro_batch_tokens=micro_batch_tokens,
         sequence_multiple=shape.multiple,
-        # The smallest pack there is: one place and its padding.
-        pack_multiple=int(shape.padded(np.ones(1, dtype=np.int64)).sum()),
+        pack_multiple=shape.pack_multiple,
         gpt=gpt_fields(base.architecture, layout),
         transformer=config_fields(
             base.architecture,
