@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,15 +16,28 @@ import torch.multiprocessing as mp
 
 TIMEOUT = timedelta(seconds=120)
 
+# Imported once, by a process that all ranks are forked from.
+PRELOADED = ["megatron_vr.training.trainer", "megatron_vr.models.gpt"]
 
-def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, fresh: bool = False
+) -> list[Any]:
     """What `function(rank, *args)` returned on each of `world_size` processes, by rank.
 
-    `function` must be importable, since the processes are spawned; torch.distributed is
-    initialised in them. A failing process ends the others, and its traceback is raised here.
+    `function` must be importable; torch.distributed is initialised in the processes, which have
+    imported Megatron, or nothing where they shall be `fresh`. A failing process ends the others,
+    and its traceback is raised here.
     """
+    if not fresh:
+        multiprocessing.set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (function, world_size, folder, args), nprocs=world_size)
+        mp.start_processes(
+            _rank,
+            (function, world_size, folder, dict(os.environ), args),
+            nprocs=world_size,
+            start_method="spawn" if fresh else "forkserver",
+        )
         return [
             torch.load(Path(folder) / f"result-{rank}.pt", weights_only=False)
             for rank in range(world_size)
@@ -31,9 +45,16 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list
 
 
 def _rank(
-    rank: int, function: Callable[..., Any], world_size: int, folder: str, args: tuple[Any, ...]
+    rank: int,
+    function: Callable[..., Any],
+    world_size: int,
+    folder: str,
+    environment: dict[str, str],
+    args: tuple[Any, ...],
 ) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    # Of this test: the process that was forked began in another one.
+    os.environ.clear()
+    os.environ.update(environment, RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.set_num_threads(1)
     # A file and not a TCP port: tests run side by side.
     store = dist.FileStore(f"{folder}/store", world_size)
