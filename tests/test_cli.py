@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from megatron_vr.cli import app
 from tests.algorithm.tiny_run import ROOT, command, environment, run
 
 GOOD = {"id": "a", "question": "S c8 G c18 W c3", "answer": "D D"}
@@ -24,8 +26,15 @@ def rows(tmp_path: Path, *content: object) -> Path:
     return path
 
 
-def complaint(done: subprocess.CompletedProcess[str]) -> str:
+def ask(folder: Path, *overrides: str, verb: str = "run") -> Result:
+    """The command of a small run, in this process: what ends it comes before any model."""
+    return CliRunner().invoke(app, command(folder, *overrides, verb=verb)[3:])
+
+
+def complaint(done: subprocess.CompletedProcess[str] | Result) -> str:
     """The message, which must be all there is."""
+    if isinstance(done, Result):
+        assert isinstance(done.exception, SystemExit), done.exception
     assert "Traceback" not in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("megatron-vr: ")]
     assert lines, done.stderr
@@ -40,8 +49,8 @@ def test_a_typo_in_the_settings_ends_with_2_and_writes_nothing(tmp_path: Path) -
 
 
 def test_a_context_too_small_for_the_outputs_ends_with_2(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", "model.random.max_positions=25")
-    assert done.returncode == 2
+    done = ask(tmp_path / "run", "model.random.max_positions=25")
+    assert done.exit_code == 2
     assert "rollouts.max_new_tokens is 30" in complaint(done)
     assert not (tmp_path / "run").exists()
 
@@ -60,8 +69,8 @@ def test_bad_problems_end_with_1_and_leave_no_table(
     tmp_path: Path, content: list[object], told: str
 ) -> None:
     path = rows(tmp_path, *content)
-    done = run(tmp_path / "run", source(path))
-    assert done.returncode == 1
+    done = ask(tmp_path / "run", source(path))
+    assert done.exit_code == 1
     message = complaint(done)
     assert told in message.lower(), message
     assert path.name in message
@@ -70,8 +79,8 @@ def test_bad_problems_end_with_1_and_leave_no_table(
 
 def test_test_questions_among_the_training_questions_are_refused(tmp_path: Path) -> None:
     same = "[{kind: toy, split: train, seed: 1, count: 20, references: 10}]"
-    done = run(tmp_path / "run", f"problems.train={same}", f"problems.test={same}")
-    assert done.returncode == 1
+    done = ask(tmp_path / "run", f"problems.train={same}", f"problems.test={same}")
+    assert done.exit_code == 1
     assert "problems.test shares 20 questions with problems.train" in complaint(done)
 
 
@@ -99,28 +108,29 @@ def test_a_full_disk_ends_with_1_and_leaves_nothing_half_written(tmp_path: Path)
 
 
 def test_changed_settings_end_with_1_and_name_the_change(tmp_path: Path) -> None:
-    first = run(tmp_path / "run", "--iteration=0", "comparisons={}", verb="sft")
+    trained = "--iteration=0", "comparisons={}", "policy.steps=5"
+    first = run(tmp_path / "run", *trained, verb="sft")
     assert first.returncode == 0, first.stderr
-    second = run(tmp_path / "run", "comparisons={}", "policy.steps=41")
-    assert second.returncode == 1
-    assert "settings.train.steps: 40 → 41" in complaint(second)
+    second = ask(tmp_path / "run", "comparisons={}", "policy.steps=6")
+    assert second.exit_code == 1
+    assert "settings.train.steps: 5 → 6" in complaint(second)
 
 
 def test_a_stage_before_its_inputs_says_what_to_run(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", verb="weigh")
-    assert done.returncode == 1
+    done = ask(tmp_path / "run", verb="weigh")
+    assert done.exit_code == 1
     assert "megatron-vr " in complaint(done)
     assert "which is not done" in complaint(done)
 
 
 def test_an_unknown_row_lists_the_rows(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", "--arm=rtf", verb="train")
-    assert done.returncode == 2
+    done = ask(tmp_path / "run", "--arm=rtf", verb="train")
+    assert done.exit_code == 2
     assert "rft-per-question" in complaint(done)
 
 
 def test_a_comparison_is_checked_before_anything_is_written(tmp_path: Path) -> None:
-    done = run(tmp_path / "run", "weights.estimator=gml")
-    assert done.returncode == 2
+    done = ask(tmp_path / "run", "weights.estimator=gml")
+    assert done.exit_code == 2
     assert "comparisons.rft: weights.estimator is 'gml'" in complaint(done)
     assert not (tmp_path / "run").exists()

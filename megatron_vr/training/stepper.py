@@ -41,8 +41,8 @@ def own_garbage() -> Iterator[None]:
         yield
     finally:
         forget_scales()
-        gc.collect()
         gc.unfreeze()
+        gc.collect()
 
 
 def build_stages(job: TrainJob, architecture: Architecture, *, in_fp8: bool = True) -> list[Any]:

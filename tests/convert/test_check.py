@@ -185,40 +185,61 @@ def test_tokens_preferred_otherwise_are_not_acceptable() -> None:
     assert not found.acceptable
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_vr", "convert", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
+PROGRAM = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from megatron_vr.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv, out, err = ["megatron-vr", "convert", *words], io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def commands(*lines: tuple[object, ...]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and error of `megatron-vr convert` for each line of arguments,
+    one after the other in one process: most of a command's time is its imports."""
+    words = json.dumps([[str(word) for word in line] for line in lines])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, words], capture_output=True, text=True, check=False
     )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return [(code, out, err) for code, out, err in map(json.loads, done.stdout.splitlines())]
 
 
 def test_the_commands_there_back_and_check(source: Path, tmp_path: Path) -> None:
-    megatron, back = tmp_path / "megatron", tmp_path / "back"
-    done = command("to-megatron", source, megatron, "--tp", 2, "--pp", 2, "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["folder"] == str(megatron)
-    assert command("to-hf", megatron, back).returncode == 0
-    done = command("check", source, back, "--no-logits", "--page", tmp_path / "page.md")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("# The same model")
-    assert (tmp_path / "page.md").read_text() in done.stdout
+    megatron, back, written = tmp_path / "megatron", tmp_path / "back", tmp_path / "page.md"
+    there, again, checked = commands(
+        ("to-megatron", source, megatron, "--tp", 2, "--pp", 2, "--json"),
+        ("to-hf", megatron, back),
+        ("check", source, back, "--no-logits", "--page", written),
+    )
+    assert there[0] == 0, there
+    assert json.loads(there[1])["folder"] == str(megatron)
+    assert again[0] == 0, again
+    assert checked[0] == 0, checked
+    assert checked[1].startswith("# The same model")
+    assert written.read_text() in checked[1]
 
 
 def test_the_commands_say_what_is_wrong_in_one_line(source: Path, tmp_path: Path) -> None:
     wrong = copied(source, tmp_path / "wrong", nudge)
-    done = command("check", source, wrong, "--no-logits", "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["not_equal"][0]["name"] == NAME
-    for arguments, message, code in [
+    expected = [
         (("to-megatron", source, tmp_path / "x", "--tp", 3), "--tp 3 does not divide", 2),
         (("to-megatron", source, wrong), "exists and is not empty", 1),
         (("to-hf", source, tmp_path / "x"), "is not a finished Megatron checkpoint", 1),
         (("check", source, wrong, "--compute", "int8"), "--compute 'int8' is unknown", 2),
-    ]:
-        done = command(*arguments)
-        assert (done.returncode, done.stdout) == (code, ""), done
-        lines = done.stderr.splitlines()
-        assert len(lines) == 1, done.stderr
+    ]
+    different = ("check", source, wrong, "--no-logits", "--json")
+    *told, verdict = commands(*(arguments for arguments, _, _ in expected), different)
+    for (_, message, code), (ended, out, err) in zip(expected, told, strict=True):
+        assert (ended, out) == (code, ""), err
+        lines = err.splitlines()
+        assert len(lines) == 1, err
         assert message in lines[0]
+    assert verdict[0] == 1
+    assert json.loads(verdict[1])["not_equal"][0]["name"] == NAME

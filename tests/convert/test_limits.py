@@ -127,53 +127,53 @@ from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.convert.to_megatron import convert_to_megatron
 from megatron_vr.errors import CheckpointError
 from megatron_vr.parallel.layout import Layout
-source, out, how, direction = sys.argv[1:]
+source, megatron, out, how = sys.argv[1:]
 work._check_room = lambda *known: None  # the disk fills up after it was looked at
 if how == "limit":
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try:
-    if direction == "to-hf":
-        convert_to_hf(source, out)
-    else:
-        convert_to_megatron(source, out, Layout())
-except CheckpointError as error:
-    print(error)
+for convert in (
+    lambda: convert_to_megatron(source, out, Layout()),
+    lambda: convert_to_hf(megatron, out),
+):
+    try:
+        convert()
+    except CheckpointError as error:
+        print(error)
 """
 
 
-@pytest.mark.parametrize("direction", ["to-megatron", "to-hf"])
-def test_a_disk_that_fills_up_leaves_nothing(direction: str, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: writes fail in the same way."""
-    source = convertible(tmp_path, direction)
-    words = [sys.executable, "-c", FILL, str(source), str(tmp_path / "out"), "limit", direction]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "could not be written (File too large)" in done.stdout, done.stderr
-    assert "out" not in "".join(path.name for path in tmp_path.iterdir())
+    done = subprocess.run(
+        filling(tmp_path, tmp_path / "out", "limit"), capture_output=True, text=True, check=True
+    )
+    told = done.stdout.splitlines()
+    assert len(told) == 2, done.stderr
+    assert all("could not be written (File too large)" in line for line in told)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk; see the limit")
-@pytest.mark.parametrize("direction", ["to-megatron", "to-hf"])
-def test_a_really_full_disk_leaves_nothing(direction: str, tmp_path: Path) -> None:
-    source, disk = convertible(tmp_path, direction), tmp_path / "disk"
+def test_a_really_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
     disk.mkdir()
-    python = [sys.executable, "-c", FILL, str(source), str(disk / "out"), "disk", direction]
+    python = filling(tmp_path, disk / "out", "disk")
     script = f"mount -t tmpfs -o size=200k none {disk} && {shlex.join(python)} && ls -A {disk}"
     # In a namespace of its own, which takes the mount with it.
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, check=True
     )
-    (told,) = done.stdout.splitlines()
-    assert "could not be written (No space left on device)" in told
+    told = done.stdout.splitlines()
+    assert len(told) == 2, done.stderr
+    assert all("could not be written (No space left on device)" in line for line in told)
 
 
-def convertible(folder: Path, direction: str) -> Path:
-    """What a conversion in that direction can begin with."""
+def filling(folder: Path, out: Path, how: str) -> list[str]:
+    """The command of a process that converts a model both ways to `out`, which is too small."""
     source = write_folder(folder / "hf")
-    if direction == "to-hf":
-        convert_to_megatron(source, folder / "m", Layout())
-        return folder / "m"
-    return source
+    convert_to_megatron(source, folder / "m", Layout())
+    return [sys.executable, "-c", FILL, str(source), str(folder / "m"), str(out), how]
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,48 +18,12 @@ import pytest
 from megatron_vr.convert import work
 from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.convert.to_megatron import convert_to_megatron
-from megatron_vr.convert.units import Advance, Item, Unit, group
+from megatron_vr.convert.units import Item, group
 from megatron_vr.convert.work import carry_out
 from megatron_vr.errors import CheckpointError
 from megatron_vr.parallel.layout import Layout
+from tests.convert.letters import Letters
 from tests.convert.stored import assert_same_bits, write_folder
-
-
-@dataclass(frozen=True)
-class Letters:
-    """A conversion of four files of one letter each, that records who made what and may go wrong
-    at one of them."""
-
-    log: Path
-    fault: str = ""
-    at: str = "c"
-    colour: str = "red"
-
-    @property
-    def units(self) -> list[Unit]:
-        return [Unit(name, 10, ()) for name in "abcd"]
-
-    def identity(self) -> dict[str, Any]:
-        return {"conversion": "letters", "colour": self.colour}
-
-    def make(self, unit: Unit, path: Path, advance: Advance) -> str:
-        with open(self.log, "a", encoding="utf-8") as log:
-            log.write(unit.name)
-        path.write_text(unit.name * 5)
-        advance(5)
-        if unit.name == self.at:
-            if self.fault == "error":
-                raise CheckpointError("the source is damaged")
-            if self.fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fault == "interrupt":
-                raise KeyboardInterrupt
-        path.write_text(unit.name * 10)
-        advance(5)
-        return unit.name.upper()
-
-    def finish(self, folder: Path, made: Mapping[str, Any]) -> None:
-        (folder / "index").write_text("".join(made[unit.name] for unit in self.units))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -76,7 +38,7 @@ def killed(log: Path, destination: Path) -> int:
     code = f"""
 from pathlib import Path
 from megatron_vr.convert.work import carry_out
-from tests.convert.test_work import Letters
+from tests.convert.letters import Letters
 carry_out(Letters(Path({str(log)!r}), "kill"), {str(destination)!r}, 1)
 """
     return subprocess.run([sys.executable, "-c", code], check=False).returncode
@@ -214,7 +176,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
 from pathlib import Path
 import time
 from megatron_vr.convert.work import carry_out
-from tests.convert.test_work import Slow
+from tests.convert.letters import Slow
 if __name__ == "__main__":
     carry_out(Slow(Path({str(tmp_path / "log")!r})), {str(tmp_path / "out")!r}, 2)
 """
@@ -227,17 +189,6 @@ if __name__ == "__main__":
     process.kill()
     process.wait()
     wait_until(lambda: not any(alive(pid) for pid in workers))
-
-
-@dataclass(frozen=True)
-class Slow(Letters):
-    """Files that take for ever; the log has the processes."""
-
-    def make(self, unit: Unit, path: Path, advance: Advance) -> str:
-        with open(self.log, "a", encoding="utf-8") as log:
-            log.write(f"{os.getpid()}\n")
-        time.sleep(600)
-        return ""
 
 
 def alive(pid: int) -> bool:

@@ -15,6 +15,9 @@ from tests.parallel.launch import run_ranks
 
 # More columns than a program holds at once, and a vocabulary that ends within a rank's rows.
 ROWS, VOCABULARY, HIDDEN, POSITIONS, CHUNK = 8200, 8197, 16, 7, 3
+DTYPES = (torch.float32, torch.bfloat16)
+# Of two positions and three columns.
+LABELS = torch.tensor([0, 2])
 
 
 def interpreted() -> Any:
@@ -48,9 +51,20 @@ def dense(
     return (log_probs.detach(), *torch.autograd.grad(factors.double() @ log_probs, wide))
 
 
-def found_on(rank: int, dtype: torch.dtype, announced: bool) -> tuple[Tensor, ...]:
+def found_on(rank: int) -> dict[str, Any]:
+    """What the kernels of one rank give, in a process where Triton was not imported before."""
+    kernels = interpreted()
+    heads = {(dtype, told): head(rank, dtype, told) for dtype in DTYPES for told in (True, False)}
+    no_column = kernels.row_sums(torch.ones(3, 8), 0, torch.full((3,), -1))
+    logits = torch.tensor([[3e4, 0.0, -3e4], [3e4, 3e4, -3e4]])
+    sums = kernels.row_sums(logits, 3, LABELS)
+    log_sums = sums[0] + sums[1].log()
+    kernels.overwrite_with_gradient(logits, 3, LABELS, log_sums, torch.ones(2))
+    return {"heads": heads, "no column": no_column, "large": (sums, logits)}
+
+
+def head(rank: int, dtype: torch.dtype, announced: bool) -> tuple[Tensor, ...]:
     """The head's log-probs and gradients on one rank, which has an equal share of the rows."""
-    interpreted()
     from megatron_vr.models.log_prob import ChunkedLogProb
     from megatron_vr.models.vocabulary import VocabularyShard
 
@@ -67,14 +81,20 @@ def found_on(rank: int, dtype: torch.dtype, announced: bool) -> tuple[Tensor, ..
     return log_probs.detach(), grad, own.grad
 
 
+@pytest.fixture(scope="module")
+def measured() -> dict[int, list[dict[str, Any]]]:
+    """What each rank found, by the number of ranks."""
+    return {ranks: run_ranks(found_on, ranks, fresh=True) for ranks in (1, 2)}
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "looked-twice"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 def test_the_kernels_give_the_dense_log_probs_and_gradients(
-    dtype: torch.dtype, announced: bool, ranks: int
+    dtype: torch.dtype, announced: bool, ranks: int, measured: dict[int, list[dict[str, Any]]]
 ) -> None:
     expected = dense(*inputs(ROWS, dtype))
-    parts = run_ranks(found_on, ranks, dtype, announced)
+    parts = [found["heads"][dtype, announced] for found in measured[ranks]]
     weight = torch.cat([part[2] for part in parts])
     # Gradients by the logits are rounded to bfloat16 (8 bits), and so are their products.
     allowed = 1e-5 if dtype == torch.float32 else 1e-2
@@ -89,33 +109,19 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-def test_a_rank_whose_rows_all_pad_the_vocabulary_adds_nothing() -> None:
-    largest, total, target = run_ranks(_sums_of_no_column, 1)[0]
+def test_a_rank_whose_rows_all_pad_the_vocabulary_adds_nothing(
+    measured: dict[int, list[dict[str, Any]]],
+) -> None:
+    largest, total, target = measured[1][0]["no column"]
     assert largest.isneginf().all()
     assert total.eq(0).all() and target.eq(0).all()
 
 
-def _sums_of_no_column(rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    sums: tuple[Tensor, Tensor, Tensor] = interpreted().row_sums(
-        torch.ones(3, 8), 0, torch.full((3,), -1)
-    )
-    return sums
-
-
-def test_a_large_logit_does_not_overflow() -> None:
-    (largest, total, target), gradient = run_ranks(_large_logits, 1)[0]
+def test_a_large_logit_does_not_overflow(measured: dict[int, list[dict[str, Any]]]) -> None:
+    (largest, total, target), gradient = measured[1][0]["large"]
     assert largest.tolist() == [3e4, 3e4]
     torch.testing.assert_close(total, torch.tensor([1.0, 2.0]))
     assert target.tolist() == [3e4, -3e4]
     # log Σ exp is float32, whose values near 3e4 are 0.002 apart.
     expected = torch.tensor([[0.0, 0, 0], [-0.5, -0.5, 1]])
     torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=0)
-
-
-def _large_logits(rank: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    kernels = interpreted()
-    logits = torch.tensor([[3e4, 0.0, -3e4], [3e4, 3e4, -3e4]])
-    labels = torch.tensor([0, 2])
-    sums = kernels.row_sums(logits, 3, labels)
-    kernels.overwrite_with_gradient(logits, 3, labels, sums[0] + sums[1].log(), torch.ones(2))
-    return sums, logits

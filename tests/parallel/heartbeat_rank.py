@@ -1,11 +1,17 @@
-"""One rank of a small world under a heartbeat: `python -m tests.parallel.heartbeat_rank`.
+"""Ranks of small worlds under a heartbeat: `python -m tests.parallel.heartbeat_rank`.
 
-RANK and WORLD_SIZE as torchrun sets them. Arguments: a folder, in which the rank touches
-`begun-RANK` once it works, the patience in seconds, and what to do.
+The process imports torch once and forks the ranks of each world that it is asked for. It reads a
+line of JSON and answers with one:
+- `{"start": [RANKS, FOLDER, PATIENCE, ACT]}`: the process ids of the ranks. Each touches
+  `begun-RANK` in the folder once it works, and writes its errors to `errors-RANK`.
+- `{"poll": PID}`: the exit code of a rank, which has been a zombie until it is asked for; null
+  while it runs.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from datetime import timedelta
@@ -22,9 +28,27 @@ TIMEOUT = timedelta(minutes=5)
 
 
 def main() -> None:
-    folder, patience, act = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    world = World.from_environment()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            size, folder, patience, act = request["start"]
+            answer = []
+            for rank in range(size):
+                pid = os.fork()
+                if pid == 0:  # it ends as any process does, when this function returns
+                    as_rank(World(rank, size), Path(folder), patience, act)
+                    return
+                answer.append(pid)
+        print(json.dumps(answer), flush=True)
+
+
+def as_rank(world: World, folder: Path, patience: float, act: str) -> None:
+    with (folder / f"errors-{world.rank}").open("w") as errors:
+        os.dup2(errors.fileno(), 2)
     # A file and not a TCP port: tests run side by side.
     store = dist.FileStore(str(folder / "store"), world.size)
     dist.init_process_group(
@@ -64,7 +88,7 @@ def wait_in_a_barrier(world: World, folder: Path) -> None:
 def leave_early(world: World, folder: Path) -> None:
     """All but the last rank leave, rank 0 and its store too; the last works on for a while."""
     if world.rank == world.size - 1:
-        time.sleep(15)
+        time.sleep(12)
         (folder / "survived").touch()
 
 

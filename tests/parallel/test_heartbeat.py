@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,28 +94,84 @@ def test_process_ids_are_compared_on_one_host_only() -> None:
 # --- real processes
 
 
-@contextmanager
-def world(folder: Path, act: str, patience: float) -> Iterator[list[subprocess.Popen[str]]]:
-    """Three ranks that do `act`; killed on leaving."""
-    ranks = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.parallel.heartbeat_rank"),
-                *(str(folder), str(patience), act),
-            ],
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        yield ranks
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
+@dataclass(frozen=True)
+class Forks:
+    """The process that forks the ranks; see `heartbeat_rank`."""
+
+    process: subprocess.Popen[str]
+    alive: set[int]
+
+    def start(self, folder: Path, act: str, patience: float) -> list[Rank]:
+        pids = self._ask(start=[RANKS, str(folder), patience, act])
+        self.alive.update(pids)
+        return [Rank(pid, folder / f"errors-{n}", self) for n, pid in enumerate(pids)]
+
+    def poll(self, pid: int) -> int | None:
+        code: int | None = self._ask(poll=pid)
+        if code is not None:
+            self.alive.remove(pid)
+        return code
+
+    def _ask(self, **request: object) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A forked rank. It stays a zombie until it has `ended`, as ranks of a launcher do."""
+
+    pid: int
+    errors: Path
+    forks: Forks
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and standard error of a rank that ends by itself, soon."""
+        deadline = time.monotonic() + BOUND_SECONDS
+        while (code := self.forks.poll(self.pid)) is None:
+            assert time.monotonic() < deadline, f"still there: {self.errors.read_text()}"
+            time.sleep(0.05)
+        return code, self.errors.read_text()
+
+
+World = Callable[[Path, str, float], AbstractContextManager[list[Rank]]]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.parallel.heartbeat_rank"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Forks(process, set())
+
+
+@pytest.fixture
+def world(forks: Forks) -> World:
+    """Starts three ranks that do an act; killed on leaving."""
+
+    @contextmanager
+    def started(folder: Path, act: str, patience: float) -> Iterator[list[Rank]]:
+        folder.mkdir(exist_ok=True)
+        ranks = forks.start(folder, act, patience)
+        try:
+            yield ranks
+        finally:
+            for rank in ranks:
+                if rank.pid in forks.alive:
+                    rank.send_signal(signal.SIGKILL)
+                    rank.ended()
+
+    return started
 
 
 def wait_until_all_begun(folder: Path) -> None:
@@ -123,68 +182,74 @@ def wait_until_all_begun(folder: Path) -> None:
     time.sleep(0.5)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and standard error of a process that ends by itself, soon."""
-    _, errors = process.communicate(timeout=BOUND_SECONDS)
-    return process.returncode, errors
-
-
 @pytest.mark.parametrize("victim", [1, 0])
 @pytest.mark.parametrize("act", ["sum_for_ever", "work_alone", "wait_in_a_barrier"])
-def test_a_killed_rank_is_named_and_the_others_end(tmp_path: Path, act: str, victim: int) -> None:
+def test_a_killed_rank_is_named_and_the_others_end(
+    world: World, tmp_path: Path, act: str, victim: int
+) -> None:
     with world(tmp_path, act, PATIENT) as ranks:
         wait_until_all_begun(tmp_path)
         ranks[victim].send_signal(signal.SIGKILL)
         for rank, process in enumerate(ranks):
             if rank != victim:
-                code, errors = ended(process)
+                code, errors = process.ended()
                 assert f"rank {victim} (pid {ranks[victim].pid} on" in errors, errors
                 assert "is dead" in errors
                 assert code == 1
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_rank_that_hangs_is_named_after_the_patience(tmp_path: Path, victim: int) -> None:
-    with world(tmp_path, "wait_in_a_barrier", IMPATIENT) as ranks:
-        wait_until_all_begun(tmp_path)
-        ranks[victim].send_signal(signal.SIGSTOP)
-        for rank, process in enumerate(ranks):
-            if rank != victim:
-                code, errors = ended(process)
-                assert f"rank {victim} (pid {ranks[victim].pid} on" in errors, errors
-                assert f"for {IMPATIENT:g} seconds" in errors
-                assert code == 1
+def test_a_rank_that_hangs_is_named_after_the_patience(world: World, tmp_path: Path) -> None:
+    """Rank 1 of one world and, with the store, rank 0 of another: both are waited for at once."""
+    with ExitStack() as stack:
+        worlds = {
+            victim: stack.enter_context(
+                world(tmp_path / str(victim), "wait_in_a_barrier", IMPATIENT)
+            )
+            for victim in (1, 0)
+        }
+        for victim, ranks in worlds.items():
+            wait_until_all_begun(tmp_path / str(victim))
+            ranks[victim].send_signal(signal.SIGSTOP)
+        for victim, ranks in worlds.items():
+            for rank, process in enumerate(ranks):
+                if rank != victim:
+                    code, errors = process.ended()
+                    assert f"rank {victim} (pid {ranks[victim].pid} on" in errors, errors
+                    assert f"for {IMPATIENT:g} seconds" in errors
+                    assert code == 1
 
 
-def test_a_rank_that_has_left_is_not_called_dead(tmp_path: Path) -> None:
+def test_a_rank_that_has_left_is_not_called_dead(world: World, tmp_path: Path) -> None:
     with world(tmp_path, "leave_early", 6.0) as ranks:
         for process in ranks:
-            code, errors = ended(process)
+            code, errors = process.ended()
             assert code == 0, errors
             assert "dead" not in errors
     assert (tmp_path / "survived").exists()
 
 
-def test_a_rank_that_stops_as_asked_takes_the_others_along(tmp_path: Path) -> None:
+def test_a_rank_that_stops_as_asked_takes_the_others_along(world: World, tmp_path: Path) -> None:
     with world(tmp_path, "stop_early", PATIENT) as ranks:
         for process in ranks:
-            code, errors = ended(process)
+            code, errors = process.ended()
             assert code == 75, errors
             assert "Traceback" not in errors
 
 
-def test_a_rank_that_fails_ends_the_others_with_its_code_and_one_message(tmp_path: Path) -> None:
+def test_a_rank_that_fails_ends_the_others_with_its_code_and_one_message(
+    world: World, tmp_path: Path
+) -> None:
     with world(tmp_path, "fail", PATIENT) as ranks:
-        told = [ended(process) for process in ranks]
+        told = [process.ended() for process in ranks]
     assert [code for code, _ in told] == [1, 1, 1]
     assert "row 7 is bad" in told[1][1]
     assert not told[0][1] and not told[2][1], told
 
 
-def test_an_error_that_no_peer_caused_goes_on_unchanged(tmp_path: Path) -> None:
+def test_an_error_that_no_peer_caused_goes_on_unchanged(world: World, tmp_path: Path) -> None:
     with world(tmp_path, "break_alone", PATIENT) as ranks:
-        code, errors = ended(ranks[1])
+        code, errors = ranks[1].ended()
         assert code == 1
         assert "RuntimeError: out of luck" in errors
         assert "dead" not in errors
-        assert ended(ranks[0])[0] == ended(ranks[2])[0] == 1
+        assert ranks[0].ended()[0] == ranks[2].ended()[0] == 1

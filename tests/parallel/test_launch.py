@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,8 +13,50 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_vr.algorithm.one_stage import find_node
+from megatron_vr.algorithm.run import execute, prepare, read_problems
+from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.outcome import Failure, judge
+from megatron_vr.parallel.world import World
 from tests.algorithm.tiny_run import ROOT, command, environment, run
+from tests.parallel.launch import run_ranks
+from tests.parallel.two_nodes import settings_of
+
+# Of every run here: the sampling after a training is small, too.
+RUN = ("comparisons={}", "evaluation.samples=2", "evaluation.k=1")
+
+
+def work_up_to(rank: int, folder: Path, overrides: tuple[str, ...], names: list[str]) -> None:
+    """The stages `names` of a run, on this process alone."""
+    prepared = prepare(settings_of(folder, "parallel.processes=1", *overrides))
+    read_problems(prepared, Interrupt())
+    nodes = [find_node(prepared.plan, name) for name in names]
+    execute(nodes, World(0, 1), Interrupt())
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose first training has its inputs."""
+    folder = tmp_path_factory.mktemp("ready") / "run"
+    run_ranks(work_up_to, 1, folder, RUN, ["iteration-0/base"])
+    return folder
+
+
+@pytest.fixture
+def folder(ready: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(ready, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def trained(ready: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the settings SHORT, up to the posterior that samples."""
+    folder = shutil.copytree(ready, tmp_path_factory.mktemp("trained") / "run")
+    stages = [
+        *("iteration-0/sft", "iteration-0/export-policy", "iteration-0/evaluate"),
+        *("iteration-1/posterior", "iteration-1/export-posterior"),
+    ]
+    run_ranks(work_up_to, 1, folder, SHORT, stages)
+    return folder
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -63,10 +106,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+def test_no_rank_outlives_a_killed_launcher(folder: Path) -> None:
     launcher = subprocess.Popen(
-        command(folder, "parallel.processes=2", "policy.steps=100000"),
+        command(folder, *RUN, "parallel.processes=2", "policy.steps=100000"),
         env=environment(),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -80,9 +122,8 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
     wait_until(lambda: not processes_of(folder), 30, "ranks outlived their launcher")
 
 
-def test_a_failing_rank_ends_the_run_with_its_exit_code_and_one_message(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    done = run(folder, "parallel.processes=2", "policy.micro_batch_tokens=5", "comparisons={}")
+def test_a_failing_rank_ends_the_run_with_its_exit_code_and_one_message(folder: Path) -> None:
+    done = run(folder, *RUN, "parallel.processes=2", "policy.micro_batch_tokens=5")
     assert done.returncode == 1
     assert "micro_batch_tokens" in done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -90,7 +131,7 @@ def test_a_failing_rank_ends_the_run_with_its_exit_code_and_one_message(tmp_path
 
 # Trainings of a few steps; samples in so many parts that a signal falls between two.
 SHORT = (
-    "comparisons={}",
+    *RUN,
     "policy.steps=6",
     "posterior.train.steps=6",
     "train.steps=6",
@@ -101,8 +142,10 @@ SHORT = (
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_stops_a_run_and_the_same_command_goes_on(tmp_path: Path, processes: int) -> None:
-    folder = tmp_path / "run"
+def test_a_signal_stops_a_run_and_the_same_command_goes_on(
+    trained: Path, tmp_path: Path, processes: int
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
     overrides = (*SHORT, f"parallel.processes={processes}")
     for signum, stage, parts, saved in (
         (signal.SIGTERM, "sample-posterior", "", "the generations at hand of"),
@@ -125,24 +168,15 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(tmp_path: Path, proce
     assert (folder / "results.json").exists()
 
 
-@pytest.mark.timeout(600)
-def test_a_killed_rank_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    launcher = start(folder, "parallel.processes=2", "policy.steps=100000")
-    wait_for(folder / "iteration-0" / "sft", "metrics.jsonl", launcher)
-    ranks = psutil.Process(launcher.pid).children()
-    victim = next(rank for rank in ranks if rank.environ().get("RANK") == "1")
-    victim.send_signal(signal.SIGKILL)
-    code, errors = ended(launcher)
-    assert code == 1
-    assert f"megatron-vr: rank 1 (pid {victim.pid}) was killed by SIGKILL;" in errors, errors
-    assert not processes_of(folder)
-
-
 @pytest.mark.timeout(900)
-def test_a_training_survives_a_signal_and_a_rank_killed_while_it_saves(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    overrides = ("--iteration=0", "parallel.processes=2", "policy.steps=200", "policy.save_every=1")
+def test_a_training_survives_a_signal_and_a_rank_that_is_killed_and_named_while_it_saves(
+    folder: Path,
+) -> None:
+    steps = 60
+    overrides = (
+        *("--iteration=0", *RUN, "parallel.processes=2"),
+        *(f"policy.steps={steps}", "policy.save_every=1"),
+    )
     sft = folder / "iteration-0" / "sft"
 
     launcher = start(folder, *overrides, verb="sft")
@@ -152,37 +186,33 @@ def test_a_training_survives_a_signal_and_a_rank_killed_while_it_saves(tmp_path:
     assert code == 75, errors
     (saved,) = (sft / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
-    assert f"saved after step {step} of 200" in errors, errors
+    assert f"saved after step {step} of {steps}" in errors, errors
 
     launcher = start(folder, *overrides, verb="sft")
     wait_for(sft / "checkpoints", f"step-{step + 2:06d}*", launcher)
     wait_for(sft / "checkpoints", "step-*.tmp", launcher)
     ranks = psutil.Process(launcher.pid).children()
-    next(rank for rank in ranks if rank.environ().get("RANK") == "1").send_signal(signal.SIGKILL)
+    victim = next(rank for rank in ranks if rank.environ().get("RANK") == "1")
+    victim.send_signal(signal.SIGKILL)
     code, errors = ended(launcher)
     assert code == 1
-    assert "rank 1" in errors and "SIGKILL" in errors, errors
+    assert f"megatron-vr: rank 1 (pid {victim.pid}) was killed by SIGKILL;" in errors, errors
+    assert not processes_of(folder)
 
     finished = run(folder, *overrides, verb="sft")
     assert finished.returncode == 0, finished.stderr
     lines = (sft / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines]
-    assert steps == list(range(10, 201, 10)), f"each tenth step once: {steps}"
-    assert [path.name for path in (sft / "checkpoints").iterdir()] == ["step-000200"]
+    told = [json.loads(line)["step"] for line in lines]
+    assert told == list(range(10, steps + 1, 10)), f"each tenth step once: {told}"
+    assert [path.name for path in (sft / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
 
 
 @pytest.mark.timeout(600)
-def test_seeds_stop_too(tmp_path: Path) -> None:
+def test_seeds_stop_too(ready: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    seeds = subprocess.Popen(
-        [*command(folder, *SHORT), "--seeds", "1,2"],
-        env=environment(),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    place = folder / "seed-1" / "iteration-1" / "sample-posterior"
-    wait_for(place, "part-*.parquet", seeds)
+    shutil.copytree(ready, folder / "seed-1")
+    seeds = start(folder, *RUN, "policy.steps=100000", "--seeds", "1,2")
+    wait_for(folder / "seed-1" / "iteration-0" / "sft", "metrics.jsonl", seeds)
     seeds.send_signal(signal.SIGTERM)
     code, errors = ended(seeds)
     assert code == 75, errors

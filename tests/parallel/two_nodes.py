@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """A launcher on the virtual node `node`, which may report nodes in the file `blamed`."""
     own = {"SLURMD_NODENAME": node, **variables}
-    return subprocess.Popen(
+    launcher = subprocess.Popen(
         command,
         env=environment() | own | ({"MEGATRON_VR_FAILED_NODES": str(blamed)} if blamed else {}),
         cwd=ROOT,
@@ -55,6 +56,10 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
     )
+    # A core for each node: its rank would use all of them, with a thread on each.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(launcher.pid, {cores[NAMES.index(node) % len(cores)]})
+    return launcher
 
 
 @contextmanager

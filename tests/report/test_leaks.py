@@ -118,6 +118,8 @@ def test_the_page_has_the_known_shares_of_q_and_of_the_policy(run: Written) -> N
         f"+50.0 {error.replace('±', '± ')} points: clearly more than chance)." in page.text
     )
     assert "Without a hint, rollouts of π₀: none of its traces." in page.text
+    (told,) = cautions(run)
+    assert told in page.text
 
 
 def test_only_the_first_tenth_is_early(run: Written) -> None:
@@ -155,7 +157,6 @@ def test_traces_that_state_the_answer_call_for_caution(run: Written) -> None:
     retell(run, POSTERIOR, leaky(run, first(1)))
     (told,) = cautions(run)
     assert "within the first tenth of 25.0% of its traces, +25.0 ± 0.0 points more" in told
-    assert told in page_of(run).text
 
 
 @pytest.mark.parametrize(
@@ -220,6 +221,11 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return written
 
 
+@pytest.fixture(scope="module")
+def page_of_twice(twice: Written) -> PageReader:
+    return page_of(twice)
+
+
 def leaks_of(written: Written) -> list[Leak]:
     run = read_run(written.folder)
     asked, held_out = leaked.read_checked(run, "train"), leaked.read_checked(run, "test")
@@ -230,8 +236,8 @@ def leaks_of(written: Written) -> list[Leak]:
     ]
 
 
+@pytest.mark.usefixtures("page_of_twice")
 def test_two_iterations_are_drawn_over_the_models_steps(twice: Written) -> None:
-    write_report(twice.folder)
     panel = over_iterations(leaks_of(twice))
     drawn = {line.name: (list(line.x), list(line.y)) for line in panel.lines if not line.dashed}
     assert drawn == {
@@ -248,8 +254,10 @@ def test_two_iterations_are_drawn_over_the_models_steps(twice: Written) -> None:
     assert picture == line_panels([panel], dots=True), "the page has another picture"
 
 
-def test_each_iteration_has_its_table_and_its_caution(twice: Written) -> None:
-    page = page_of(twice)
+def test_each_iteration_has_its_table_and_its_caution(
+    twice: Written, page_of_twice: PageReader
+) -> None:
+    page = page_of_twice
     tables = [table for table in page.tables if any("answer stated early" in row for row in table)]
     shares = [
         [row[3].split("\n")[0] for row in table if row[0].startswith("posterior\n")]

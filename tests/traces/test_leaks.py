@@ -19,7 +19,7 @@ from megatron_vr.traces.leaks import (
 )
 
 CHOICES = {"choices": ["12", "Paris", "a square number", "Rome or Milan", "no"]}
-SECONDS = 240  # a search in quadratic time takes days for a megabyte
+SECONDS = 40  # of CPU; a search in quadratic time takes minutes for any of the texts
 
 
 def mention(trace: str, answer: str) -> float | None:
@@ -216,12 +216,13 @@ UNITS = (
 HOSTILE = [*(("answer", unit) for unit in UNITS), ("\\big", "g"), ("\\text", "a"), ("\\", "a")]
 
 
-def test_a_megabyte_of_anything_is_read_in_linear_time() -> None:
+def test_a_long_text_of_anything_is_read_in_linear_time() -> None:
     program = """
-        import json, sys
+        import json, resource, sys
         from megatron_vr.traces.leaks import first_mention
+        resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]),) * 2)
         for start, unit in json.loads(sys.argv[1]):
-            text = start + unit * (1_000_000 // len(unit.encode())) + "!"
+            text = start + unit * (400_000 // len(unit.encode())) + "!"
             half = text[: len(text) // 2] + "?"
             first_mention(text, half, "math", {})
             first_mention(text, "A", "choice", {"choices": [half, "b"]})
@@ -229,10 +230,9 @@ def test_a_megabyte_of_anything_is_read_in_linear_time() -> None:
         print("done")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), json.dumps(HOSTILE)],
+        [sys.executable, "-c", textwrap.dedent(program), json.dumps(HOSTILE), str(SECONDS)],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
         check=True,
     )
     assert done.stdout == "done\n"

@@ -19,8 +19,8 @@ from megatron_vr.parallel.layout import Layout
 from megatron_vr.problems.toy import accepts
 from tests.algorithm.benchmarking.toy_bench import (
     SETTINGS,
+    ask,
     command,
-    evaluate,
     toy_rows,
     write_model,
     write_rows,
@@ -41,8 +41,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    ended = evaluate(model, *SETTINGS, "--benchmarks", str(rows), "--out", str(out))
-    assert ended.returncode == 0, ended.stderr
+    ended = ask(model, *SETTINGS, "--benchmarks", str(rows), "--out", str(out))
+    assert ended.exit_code == 0, ended.stderr
     return out
 
 
@@ -88,8 +88,8 @@ def test_a_megatron_checkpoint_gives_what_its_hugging_face_folder_gives(
 ) -> None:
     convert_to_megatron(model, tmp_path / "megatron", Layout(tensor=2))
     out = tmp_path / "out"
-    ended = evaluate(tmp_path / "megatron", *SETTINGS, "--benchmarks", str(rows), "--out", str(out))
-    assert ended.returncode == 0, ended.stderr
+    ended = ask(tmp_path / "megatron", *SETTINGS, "--benchmarks", str(rows), "--out", str(out))
+    assert ended.exit_code == 0, ended.stderr
     assert table(out) == table(evaluated)
 
 
@@ -107,8 +107,8 @@ def test_after_a_kill_the_same_command_gives_what_an_undisturbed_one_gives(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "results.json").exists(), "it ended before it was killed"
-    again = evaluate(model, *words)
-    assert again.returncode == 0, again.stderr
+    again = ask(model, *words)
+    assert again.exit_code == 0, again.stderr
     assert table(tmp_path) == table(evaluated)
 
 
@@ -118,8 +118,8 @@ def test_a_benchmark_may_be_added_and_what_is_done_stays(
     before = {path: path.stat().st_mtime_ns for path in (evaluated / "mine").iterdir()}
     other = write_rows(tmp_path / "other.jsonl", count=3, seed=2)
     words = [*SETTINGS, "--benchmarks", f"{rows},{other}", "--out", str(evaluated)]
-    ended = evaluate(model, *words, "--json")
-    assert ended.returncode == 0, ended.stderr
+    ended = ask(model, *words, "--json")
+    assert ended.exit_code == 0, ended.stderr
     assert {path: path.stat().st_mtime_ns for path in (evaluated / "mine").iterdir()} == before
     told = json.loads(ended.stdout)
     assert [row["benchmark"] for row in told["benchmarks"]] == ["mine", "other"]
@@ -135,8 +135,8 @@ def test_numbers_of_two_models_or_settings_never_stand_in_one_table(
     asked = write_model(tmp_path / "other", seed=2) if change == "model" else model
     words = ["sampling.temperature=0.5"] if change == "settings" else []
     other = write_rows(tmp_path / "third.jsonl", count=2, seed=3)
-    ended = evaluate(asked, *SETTINGS, *words, "--benchmarks", str(other), "--out", str(evaluated))
-    assert ended.returncode == 1
+    ended = ask(asked, *SETTINGS, *words, "--benchmarks", str(other), "--out", str(evaluated))
+    assert ended.exit_code == 1
     assert re.search(f"another model or asked otherwise: .*{message}", ended.stderr), ended.stderr
     assert not (evaluated / "third").exists()
 
@@ -146,17 +146,17 @@ def test_a_copy_of_the_model_is_the_same_model(
 ) -> None:
     copy = shutil.copytree(model, tmp_path / "copy", copy_function=shutil.copyfile)
     words = [*SETTINGS, "--benchmarks", str(rows), "--out", str(evaluated)]
-    ended = evaluate(copy, *words)
-    assert ended.returncode == 0 and "mine: done before" in ended.stderr, ended.stderr
+    ended = ask(copy, *words)
+    assert ended.exit_code == 0 and "mine: done before" in ended.stderr, ended.stderr
 
 
 def test_a_start_that_failed_does_not_stand_in_the_way_of_the_next(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     words = ["samples=1", "--benchmarks", str(rows), "--out", str(tmp_path / "out")]
-    assert evaluate(model, *SETTINGS, "format=qwen", *words).returncode == 2
-    ended = evaluate(model, *SETTINGS, *words)
-    assert ended.returncode == 0, ended.stderr
+    assert ask(model, *SETTINGS, "format=qwen", *words).exit_code == 2
+    ended = ask(model, *SETTINGS, *words)
+    assert ended.exit_code == 0, ended.stderr
 
 
 def test_what_others_put_under_out_is_never_deleted(
@@ -165,8 +165,8 @@ def test_what_others_put_under_out_is_never_deleted(
     (tmp_path / "out" / "mine").mkdir(parents=True)
     notes = tmp_path / "out" / "mine" / "notes.txt"
     notes.write_text("a year of work")
-    ended = evaluate(model, *SETTINGS, "--benchmarks", str(rows), "--out", str(tmp_path / "out"))
-    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    ended = ask(model, *SETTINGS, "--benchmarks", str(rows), "--out", str(tmp_path / "out"))
+    assert ended.exit_code == 1 and "Traceback" not in ended.stderr, ended.stderr
     assert notes.read_text() == "a year of work"
 
 
@@ -175,15 +175,17 @@ def test_two_commands_do_not_work_in_one_folder(model: Path, rows: Path, tmp_pat
     first = subprocess.Popen(
         command(model, *words), env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "out" / "mine").glob("part-*")):
-        assert first.poll() is None and time.monotonic() < deadline, "it was not seen at work"
-        time.sleep(0.01)
-    first.send_signal(signal.SIGSTOP)
-    second = evaluate(model, *words)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert second.returncode == 1 and "another process" in second.stderr, second.stderr
+    try:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out" / "mine").glob("part-*")):
+            assert first.poll() is None and time.monotonic() < deadline, "it was not seen at work"
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        second = ask(model, *words)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert second.exit_code == 1 and "another process" in second.stderr, second.stderr
 
 
 def test_two_models_are_compared_on_the_same_questions(
@@ -192,8 +194,8 @@ def test_two_models_are_compared_on_the_same_questions(
     other = write_model(tmp_path / "other", seed=2)
     out = tmp_path / "out"
     words = [*SETTINGS, "--benchmarks", str(rows), "--out", str(out)]
-    ended = evaluate(other, *words, "--against", str(evaluated), "--json")
-    assert ended.returncode == 0, ended.stderr
+    ended = ask(other, *words, "--against", str(evaluated), "--json")
+    assert ended.exit_code == 0, ended.stderr
     told = json.loads(ended.stdout)["comparison"]
     means = []
     for folder in (out, evaluated):
@@ -222,8 +224,8 @@ def test_what_cannot_be_is_one_clear_error(
     words: tuple[str, ...], code: int, message: str, model: Path, rows: Path, tmp_path: Path
 ) -> None:
     own = [word.replace("ROWS", str(rows)) for word in words]
-    ended = evaluate(model, *own, "--out", str(tmp_path / "out"))
-    assert ended.returncode == code, ended.stderr
+    ended = ask(model, *own, "--out", str(tmp_path / "out"))
+    assert ended.exit_code == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert re.search(message, ended.stderr.replace("\n", " ")), ended.stderr
 
@@ -240,12 +242,12 @@ def test_a_target_that_is_no_model_is_one_clear_error(
     target: str, message: str, rows: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    ended = evaluate(
+    ended = ask(
         target.replace("EMPTY", str(tmp_path / "empty")),
         "--benchmarks",
         str(rows),
         "--out",
         str(tmp_path / "out"),
     )
-    assert ended.returncode in (1, 2)
+    assert ended.exit_code in (1, 2)
     assert message in ended.stderr and "Traceback" not in ended.stderr

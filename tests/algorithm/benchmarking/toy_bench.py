@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from typer.testing import CliRunner, Result
+
+from megatron_vr.cli import app
 from megatron_vr.convert.random_init import write_random_model
 from megatron_vr.problems.source_settings import ToySource
 from megatron_vr.problems.toy_source import toy_problems
@@ -57,7 +61,20 @@ def command(target: Path | str, *words: str) -> list[str]:
     return [sys.executable, "-m", "megatron_vr", "evaluate", str(target), *words]
 
 
+def ask(target: Path | str, *words: str) -> Result:
+    """The command in this process, with one thread as `evaluate` has; ends by itself or not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ended = CliRunner().invoke(app, ["evaluate", str(target), *words])
+    finally:
+        torch.set_num_threads(threads)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return ended
+
+
 def evaluate(target: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
     return subprocess.run(
         command(target, *words),
         capture_output=True,
