@@ -26,6 +26,10 @@ ITERATIONS = [
     "posterior.train.start=last",
     "policy.steps=150",
     "policy.optimizer.learning_rate=4e-3",
+    # Nothing stops it.
+    "policy.save_every=1000",
+    "posterior.train.save_every=1000",
+    "train.save_every=1000",
     "comparisons={rft: {traces.sampler: policy, weights.normalise: none}, "
     "variational-gml: {weights.estimator: gml, data.traces: best}}",
 ]
