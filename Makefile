@@ -35,7 +35,7 @@ install: $(VENV)/.installed
 
 # Trainings of a few weights on many threads wait for each other more than they compute.
 test: $(VENV)/.test-installed servers-if-possible
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore=tests/gpu $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=20 --ignore=tests/gpu $(TESTS)
 
 servers:
 	@bash tests/servers/install.sh

@@ -243,4 +243,5 @@ def test_a_slow_server_is_given_less(server: RunningServer) -> None:
         tired.faults = lambda number, body: held(lambda: len(good.requests) - first[1] >= 90)
         counts = _all_at_once(engine, _requests(120))
         shares = len(tired.requests) - first[0], len(good.requests) - first[1]
-    assert len(counts) == 120 and sum(shares) == 120 and shares[0] <= 30, shares
+    # What is held for long may be asked of the other too.
+    assert len(counts) == 120 and shares[0] < shares[1] / 2, shares
