@@ -22,6 +22,7 @@ from tests.servers.models import CONTEXT
 
 MODEL_NAME = "tiny"
 SECONDS_TO_START = 240
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 ENVIRONMENT: dict[Kind, dict[str, str]] = {
     "vllm": {
         "VLLM_SERVER_DEV_MODE": "1",  # for /collective_rpc and /reset_prefix_cache
@@ -147,6 +148,8 @@ def _command(kind: Kind, model: Path, port: int, options: dict[str, Any]) -> lis
         start = [str(python.with_name("vllm")), "serve", str(model)]
         # A request with a seed ends vLLM's engine on the CPU when its prefill is chunked.
         own = {"max_model_len": CONTEXT, "enforce_eager": True, "no_enable_chunked_prefill": True}
+        # Engine and model in one process, as on one GPU. On a CPU vLLM does not take "uni" by name.
+        own |= {"distributed_executor_backend": ONE_PROCESS}
     else:
         start = [str(python), "-m", "sglang.launch_server", "--model-path", str(model)]
         own = {"device": "cpu", "context_length": CONTEXT, "max_total_tokens": 65536}
