@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -42,6 +43,22 @@ def run_ranks(
             torch.load(Path(folder) / f"result-{rank}.pt", weights_only=False)
             for rank in range(world_size)
         ]
+
+
+def dissolve() -> None:
+    """Dissolve Megatron's groups in a rank, and end their threads.
+
+    Megatron only forgets its groups, and a thread of each wakes a hundred times a second: after
+    a dozen layouts the ranks do nothing else.
+    """
+    from megatron.core import parallel_state
+    from torch.distributed.distributed_c10d import _world
+
+    parallel_state.destroy_model_parallel()
+    for group in list(_world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    gc.collect()  # models hold groups, and each other
 
 
 def _rank(

@@ -19,7 +19,7 @@ from tests.convert.stored import (
     tensors_of,
     write_folder,
 )
-from tests.parallel.launch import run_ranks
+from tests.parallel.launch import dissolve, run_ranks
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ CASES = [
 
 def load_save_and_read(rank: int, folder: str) -> dict[str, dict[str, torch.Tensor]]:
     """Per case: load, save anew, and on rank 0 what is read live."""
-    from megatron.core import parallel_state
-
     from megatron_vr.convert.live import live_tensors
     from megatron_vr.convert.load import load_megatron
     from megatron_vr.models.gpt import build_model
@@ -74,7 +72,7 @@ def load_save_and_read(rank: int, folder: str) -> dict[str, dict[str, torch.Tens
         load_megatron(models, base / "megatron")
         found[str(case)] = dict(live_tensors(models, architecture))
         save_checkpoint(models, base / "saved")
-        parallel_state.destroy_model_parallel()
+        dissolve()
     return found
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from megatron_vr.convert.to_hf import convert_to_hf
 from megatron_vr.models.architecture import read_architecture
 from megatron_vr.parallel.layout import Layout
-from tests.parallel.launch import run_ranks
+from tests.parallel.launch import dissolve, run_ranks
 
 # Four packs (micro-batches: interleaving wants an even number) that split evenly over two ranks.
 PACKS = [[9, 13, 2], [30], [5, 5, 5, 5, 6], [3, 21]]
@@ -129,7 +129,6 @@ def save_checkpoint(models: list[Any], folder: Path) -> None:
 
 def check_case(case: Case, folder: Path) -> tuple[list[torch.Tensor], dict[str, float]]:
     """This rank's log-probs (last stage) and each parameter's worst relative gradient error."""
-    from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     from megatron_vr.convert.load import load_hf
@@ -168,7 +167,7 @@ def check_case(case: Case, folder: Path) -> tuple[list[torch.Tensor], dict[str, 
         for name, parameter in model.named_parameters():
             difference = (parameter.main_grad * len(PACKS) - wanted[name].detach()).abs().max()
             errors[name] = float(difference / wanted[name].abs().max())
-    parallel_state.destroy_model_parallel()
+    dissolve()
     return log_probs, errors
 
 

@@ -21,7 +21,7 @@ from megatron_vr.parallel.world import World
 from megatron_vr.rollout.probe import PROBE, gap, read_probe
 from megatron_vr.traces.store import DONE
 from tests.algorithm.tiny_run import SMALL, TOY
-from tests.parallel.launch import run_ranks
+from tests.parallel.launch import dissolve, run_ranks
 
 OWN = [
     "model.random={hidden_size: 32, layers: 4, heads: 2, kv_heads: 2, head_dim: 32, "
@@ -55,8 +55,6 @@ def nodes_of(settings: Settings, *labels: str) -> list[Node]:
 
 def export_all(rank: int, folder: str) -> dict[str, Any]:
     """Train and export in every layout, and again with something missing."""
-    from megatron.core import parallel_state
-
     context = Context(World(rank, 2), Talk(speaks=False), Interrupt())
     found: dict[str, Any] = {}
     for name in LAYOUTS:
@@ -71,7 +69,7 @@ def export_all(rank: int, folder: str) -> dict[str, Any]:
         found[name] |= {"again": read_probe(export.path), "score": own_gap(settings, export)}
         megatron = open_megatron(settings, context.world)
         found[name]["writes"] = megatron.data_rank, megatron.writes
-        parallel_state.destroy_model_parallel()
+        dissolve()
     # As a version left it that made no probes.
     remove(context.world, sft.path / PROBE, *(export.path / file for file in FILES))
     run_nodes(nodes, context)

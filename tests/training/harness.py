@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_vr.parallel.layout import Layout
 from megatron_vr.training.metrics import StepMetrics
+from tests.parallel.launch import dissolve
 
 
 class Stop(Exception):
@@ -26,15 +27,13 @@ def stop_after(step: int) -> Callable[[StepMetrics], None]:
 
 def with_layout(layout: Layout, function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)` between forming and dissolving Megatron's groups."""
-    from megatron.core import parallel_state
-
     from megatron_vr.parallel.layout import initialise
 
     initialise(layout, 1, "cpu")
     try:
         return function(*args)
     finally:
-        parallel_state.destroy_model_parallel()
+        dissolve()
 
 
 def build(folder: Path, layout: Layout) -> list[Any]:
