@@ -65,7 +65,6 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, 
     return told.stdout, report(file)
 
 
-@pytest.mark.timeout(900)
 def test_every_test_is_rehearsed_or_named_as_needing_the_gpu(
     rehearsed: tuple[str, dict[str, Any]],
 ) -> None:
@@ -84,7 +83,6 @@ def test_every_test_is_rehearsed_or_named_as_needing_the_gpu(
     assert len(programs) > 0.5 * len({name for name, _ in by_program}), by_program
 
 
-@pytest.mark.timeout(900)
 def test_what_everything_stands_on_is_tested_first(rehearsed: tuple[str, dict[str, Any]]) -> None:
     """A run without enough time loses the trainings."""
     _, found = rehearsed

@@ -209,7 +209,7 @@ def export_command(folder: Path, hub: Hub, *options: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         env=environment() | place,
-        timeout=280,
+        timeout=600,
         cwd=ROOT,
     )
 

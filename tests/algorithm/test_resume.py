@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from safetensors.torch import load_file
 
 from tests.algorithm.tiny_run import ROOT, command, environment, run
@@ -31,7 +30,6 @@ KILLED_STAGES = [
 ]
 
 
-@pytest.mark.timeout(900)
 def test_killing_every_stage_loses_nothing(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = run(whole)

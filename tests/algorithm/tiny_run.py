@@ -60,6 +60,6 @@ def run(folder: Path, *overrides: str, verb: str = "run") -> subprocess.Complete
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=280,
+        timeout=600,
         cwd=ROOT,
     )

@@ -140,7 +140,6 @@ SHORT = (
 )
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_stops_a_run_and_the_same_command_goes_on(
     trained: Path, tmp_path: Path, processes: int
@@ -168,7 +167,6 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(
     assert (folder / "results.json").exists()
 
 
-@pytest.mark.timeout(900)
 def test_a_training_survives_a_signal_and_a_rank_that_is_killed_and_named_while_it_saves(
     folder: Path,
 ) -> None:
@@ -207,7 +205,6 @@ def test_a_training_survives_a_signal_and_a_rank_that_is_killed_and_named_while_
     assert [path.name for path in (sft / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
 
 
-@pytest.mark.timeout(600)
 def test_seeds_stop_too(ready: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(ready, folder / "seed-1")

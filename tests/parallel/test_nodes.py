@@ -68,7 +68,6 @@ def result_of(folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, bytes]]:
     return [tuple(step[key] for key in ("step", "loss", "grad_norm")) for step in steps], weights
 
 
-@pytest.mark.timeout(900)
 def test_a_signal_to_one_node_stops_all_and_what_goes_on_is_bit_equal_to_one_node(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -8,8 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.algorithm.tiny_run import ROOT, command, environment
 
 # A server that never answers: rank 0 stays in the first evaluation.
@@ -43,7 +41,6 @@ def start_ranks(folder: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
-@pytest.mark.timeout(600)
 def test_one_that_is_asked_to_stop_takes_the_other_along(tmp_path: Path) -> None:
     begun = tmp_path / "run" / "iteration-0" / "evaluate" / "fingerprint.json"
     for asked in (0, 1):

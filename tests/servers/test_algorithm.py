@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from megatron_vr.convert.random_init import write_random_model
 from megatron_vr.problems.toy_tokenizer import make_tokenizer
 from tests.algorithm.tiny_run import run
@@ -25,7 +23,6 @@ SHAPE = {
 }
 
 
-@pytest.mark.timeout(600)
 def test_two_iterations_with_vllm_trained_by_two_processes(
     start_server: Callable[..., RunningServer], tmp_path: Path
 ) -> None:

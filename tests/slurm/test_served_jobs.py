@@ -20,7 +20,6 @@ MODEL = (
 )
 
 
-@pytest.mark.timeout(600)
 def test_servers_start_on_both_nodes_answer_one_client_and_leave_with_it(
     slurm: Cluster, tmp_path: Path
 ) -> None:

@@ -26,8 +26,6 @@ from tests.slurm.toy_run import (
     submit,
 )
 
-pytestmark = pytest.mark.timeout(900)
-
 # Long enough for something to happen in the middle.
 LONG = ("train.steps=120", "train.optimizer.warmup_steps=4")
 
@@ -50,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=280,
+        timeout=600,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -80,6 +80,6 @@ def evaluate(target: Path | str, *words: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=280,
+        timeout=600,
         cwd=ROOT,
     )
