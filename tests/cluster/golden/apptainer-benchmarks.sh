@@ -46,13 +46,13 @@ export APPTAINER_CACHEDIR=$HOME/.apptainer-cache
     # What each rank waited for when NCCL hung, for torch's flight-recorder analyser.
     export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$state/nccl-trace-$starts-
     export TORCH_FR_DUMP_TEMP_FILE=$TORCH_NCCL_DEBUG_INFO_TEMP_FILE
-    export HF_HOME=/shared/huggingface
+    export HF_HOME=/lustre/huggingface
 }
 
 # ---- The work -----------------------------------------------------------------------------------
 
 settings='/scratch/ada/runs/my 32b/slurm/settings.yaml'
-megatron_vr=(apptainer exec --nv --pwd /home/ada/work --bind '/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b' --bind /home/ada/work:/home/ada/work --bind /shared/models:/shared/models --writable-tmpfs /shared/images/megatron-vr.sif env -u RANK -u LOCAL_RANK -u WORLD_SIZE -u LOCAL_WORLD_SIZE -u GROUP_RANK -u MASTER_ADDR -u MASTER_PORT megatron-vr)
+megatron_vr=(apptainer exec --nv --pwd /home/ada/work --bind '/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b' --bind /home/ada/work:/home/ada/work --bind /lustre/models:/lustre/models --writable-tmpfs /lustre/images/megatron-vr.sif env -u RANK -u LOCAL_RANK -u WORLD_SIZE -u LOCAL_WORLD_SIZE -u GROUP_RANK -u MASTER_ADDR -u MASTER_PORT megatron-vr)
 # How each command is started. One that saved and left does not end the others, and none waits for
 # ever for one that died.
 srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-node=1

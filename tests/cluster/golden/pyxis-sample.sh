@@ -41,7 +41,7 @@ environment() {
     # What each rank waited for when NCCL hung, for torch's flight-recorder analyser.
     export TORCH_NCCL_DEBUG_INFO_TEMP_FILE=$state/nccl-trace-$starts-
     export TORCH_FR_DUMP_TEMP_FILE=$TORCH_NCCL_DEBUG_INFO_TEMP_FILE
-    export HF_HOME=/shared/huggingface
+    export HF_HOME=/lustre/huggingface
     export NCCL_SOCKET_IFNAME=ib0
     export GLOO_SOCKET_IFNAME=ib0
 }
@@ -54,8 +54,8 @@ megatron_vr=(env -u RANK -u LOCAL_RANK -u WORLD_SIZE -u LOCAL_WORLD_SIZE -u GROU
 # ever for one that died.
 srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-node=1
     --kill-on-bad-exit=0 --wait=900
-    --container-image=/shared/images/megatron-vr.sqsh
-    '--container-mounts=/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b,/home/ada/work:/home/ada/work,/shared/models:/shared/models,/shared/huggingface:/shared/huggingface'
+    --container-image=/lustre/images/megatron-vr.sqsh
+    '--container-mounts=/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b,/home/ada/work:/home/ada/work,/lustre/models:/lustre/models,/lustre/huggingface:/lustre/huggingface'
     --container-workdir=/home/ada/work
     --container-env=PYTHONUNBUFFERED,PYTHONFAULTHANDLER,NCCL_DEBUG,TORCH_NCCL_ASYNC_ERROR_HANDLING,TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC,TORCH_NCCL_DUMP_ON_TIMEOUT,TORCH_FR_BUFFER_SIZE,HF_HOME,NCCL_SOCKET_IFNAME,GLOO_SOCKET_IFNAME,MEGATRON_VR_FAILED_NODES,HF_TOKEN,WANDB_API_KEY,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,MEGATRON_VR_API_KEY
     --no-container-mount-home

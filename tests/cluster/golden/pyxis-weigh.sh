@@ -32,7 +32,7 @@ environment() {
     ulimit -c 0  # no core files of many GB
     export PYTHONUNBUFFERED="${PYTHONUNBUFFERED-1}"
     export PYTHONFAULTHANDLER="${PYTHONFAULTHANDLER-1}"
-    export HF_HOME=/shared/huggingface
+    export HF_HOME=/lustre/huggingface
     export NCCL_SOCKET_IFNAME=ib0
     export GLOO_SOCKET_IFNAME=ib0
 }
@@ -46,8 +46,8 @@ megatron_vr=(env -u RANK -u LOCAL_RANK -u WORLD_SIZE -u LOCAL_WORLD_SIZE -u GROU
 srun=(srun --export=ALL --input=none --mpi=none --cpu-bind=none --ntasks-per-node=1
     --kill-on-bad-exit=0 --wait=900
     --cpus-per-task=32
-    --container-image=/shared/images/megatron-vr.sqsh
-    '--container-mounts=/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b,/home/ada/work:/home/ada/work,/shared/models:/shared/models,/shared/huggingface:/shared/huggingface'
+    --container-image=/lustre/images/megatron-vr.sqsh
+    '--container-mounts=/scratch/ada/runs/my 32b:/scratch/ada/runs/my 32b,/home/ada/work:/home/ada/work,/lustre/models:/lustre/models,/lustre/huggingface:/lustre/huggingface'
     --container-workdir=/home/ada/work
     --container-env=PYTHONUNBUFFERED,PYTHONFAULTHANDLER,HF_HOME,NCCL_SOCKET_IFNAME,GLOO_SOCKET_IFNAME,MEGATRON_VR_FAILED_NODES,HF_TOKEN,WANDB_API_KEY,TORCH_NCCL_DEBUG_INFO_TEMP_FILE,TORCH_FR_DUMP_TEMP_FILE,MEGATRON_VR_API_KEY
     --no-container-mount-home
