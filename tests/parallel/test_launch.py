@@ -13,38 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_vr.algorithm.one_stage import find_node
-from megatron_vr.algorithm.run import execute, prepare, read_problems
-from megatron_vr.parallel.interrupt import Interrupt
 from megatron_vr.parallel.outcome import Failure, judge
-from megatron_vr.parallel.world import World
 from tests.algorithm.tiny_run import ROOT, command, environment, run
 from tests.parallel.launch import run_ranks
-from tests.parallel.two_nodes import settings_of
+from tests.parallel.two_nodes import work_on
 
 # Of every run here: the sampling after a training is small, too.
 RUN = ("comparisons={}", "evaluation.samples=2", "evaluation.k=1")
-
-
-def work_up_to(rank: int, folder: Path, overrides: tuple[str, ...], names: list[str]) -> None:
-    """The stages `names` of a run, on this process alone."""
-    prepared = prepare(settings_of(folder, "parallel.processes=1", *overrides))
-    read_problems(prepared, Interrupt())
-    nodes = [find_node(prepared.plan, name) for name in names]
-    execute(nodes, World(0, 1), Interrupt())
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose first training has its inputs."""
-    folder = tmp_path_factory.mktemp("ready") / "run"
-    run_ranks(work_up_to, 1, folder, RUN, ["iteration-0/base"])
-    return folder
-
-
-@pytest.fixture
-def folder(ready: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(ready, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +30,7 @@ def trained(ready: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("iteration-0/sft", "iteration-0/export-policy", "iteration-0/evaluate"),
         *("iteration-1/posterior", "iteration-1/export-posterior"),
     ]
-    run_ranks(work_up_to, 1, folder, SHORT, stages)
+    run_ranks(work_on, 1, folder, stages, SHORT)
     return folder
 
 

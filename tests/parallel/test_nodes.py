@@ -10,10 +10,6 @@ from typing import Any
 
 import pytest
 
-from megatron_vr.algorithm.one_stage import find_node
-from megatron_vr.algorithm.run import execute, prepare, read_problems
-from megatron_vr.parallel.interrupt import Interrupt
-from megatron_vr.parallel.world import World
 from tests.parallel.launch import run_ranks
 from tests.parallel.two_nodes import (
     NAMES,
@@ -22,40 +18,18 @@ from tests.parallel.two_nodes import (
     free_port,
     last_line,
     ranks_of,
-    settings_of,
     stage,
     start,
     two_nodes,
     wait_for,
     wait_for_ranks,
+    work_on,
 )
 
 ENDLESS = "policy.steps=100000"
 QUICK = "policy.log_every=1"
 # So many that a signal falls between two, with a checkpoint after each fifth.
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose first training has its inputs."""
-    folder = tmp_path_factory.mktemp("ready") / "run"
-    prepared = prepare(settings_of(folder, "parallel.processes=1"))
-    read_problems(prepared, Interrupt())
-    base = find_node(prepared.plan, "iteration-0/base")
-    execute([base], World(0, 1), Interrupt())
-    return folder
-
-
-@pytest.fixture
-def folder(ready: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(ready, tmp_path / "run")
-
-
-def train(rank: int, folder: Path, overrides: tuple[str, ...]) -> None:
-    """The first training on this rank, one of two that no launcher started."""
-    prepared = prepare(settings_of(folder, "parallel.processes=2", *overrides))
-    execute([find_node(prepared.plan, SFT)], World(rank, 2), Interrupt())
 
 
 def result_of(folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, bytes]]:
@@ -87,7 +61,7 @@ def test_a_signal_to_one_node_stops_all_and_what_goes_on_is_bit_equal_to_one_nod
         for launcher in launchers:
             code, errors = ended(launcher)
             assert code == 0, errors
-    run_ranks(train, 2, alone, overrides)
+    run_ranks(work_on, 2, alone, [SFT], overrides)
     steps, weights = result_of(folder)
     assert [step for step, *_ in steps] == list(range(1, STEPS + 1))
     assert (steps, weights) == result_of(alone)

@@ -7,15 +7,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import psutil
 
+from megatron_vr.algorithm.one_stage import find_node
+from megatron_vr.algorithm.run import execute, prepare
 from megatron_vr.config.load import load_settings
 from megatron_vr.config.settings import Settings
+from megatron_vr.parallel.interrupt import Interrupt
+from megatron_vr.parallel.world import World
 from tests.algorithm.tiny_run import ROOT, SMALL, TOY, environment
 
 NAMES = ("node1", "node2")
@@ -32,6 +36,13 @@ def words(folder: Path, *overrides: str) -> list[str]:
 
 def settings_of(folder: Path, *overrides: str) -> Settings:
     return load_settings(TOY, words(folder, *overrides))
+
+
+def work_on(rank: int, folder: Path, names: list[str], overrides: Sequence[str] = ()) -> None:
+    """The stages `names` of a run whose problems are there, on a rank that no launcher started."""
+    world = World.from_environment()
+    prepared = prepare(settings_of(folder, f"parallel.processes={world.size}", *overrides))
+    execute([find_node(prepared.plan, name) for name in names], world, Interrupt())
 
 
 def stage(folder: Path, name: str, *overrides: str) -> list[str]:
