@@ -69,6 +69,8 @@ def _rank(
     environment: dict[str, str],
     args: tuple[Any, ...],
 ) -> None:
+    # What was imported need not be gone through whenever garbage is looked for.
+    gc.freeze()
     # Of this test: the process that was forked began in another one.
     os.environ.clear()
     os.environ.update(environment, RANK=str(rank), WORLD_SIZE=str(world_size))

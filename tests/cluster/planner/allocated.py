@@ -76,9 +76,6 @@ def storages(tensors: Any) -> dict[int, int]:
 
 def on_rank(rank: int, case: Case, function: Callable[[Case], Any]) -> Any:
     """`function(case)` between Megatron's groups."""
-    # What was imported need not be gone through whenever garbage is looked for.
-    gc.collect()
-    gc.freeze()
     return with_layout(case.layout, function, case)
 
 
