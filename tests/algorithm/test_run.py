@@ -11,12 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from megatron_vr.cli import app
 from tests.algorithm.benchmarking.toy_bench import write_rows
 from tests.algorithm.probes import gaps_of_export
-from tests.algorithm.tiny_run import command, run
+from tests.algorithm.tiny_run import ask, run
 
 ITERATIONS = [
     "run.iterations=2",
@@ -192,6 +190,5 @@ def test_the_runs_own_model_goes_through_benchmarks_as_the_run_asks_it(
     assert results["benchmarks"][0]["samples"]["total"] == 12 * 32
     assert results["benchmarks"][0]["mean"]["value"] > 0, "a trained model is never right"
 
-    asked_for_7 = command(folder, *ITERATIONS, *words[:-1], "7", verb="evaluate")[3:]
-    odd = CliRunner().invoke(app, asked_for_7)
+    odd = ask(folder, *ITERATIONS, *words[:-1], "7", verb="evaluate")
     assert odd.exit_code == 2 and "no policy of iteration 7" in odd.stderr

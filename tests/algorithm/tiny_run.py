@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from typer.testing import CliRunner, Result
+
+from megatron_vr.cli import app
+
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "examples" / "toy.yaml"
 
@@ -63,3 +67,15 @@ def run(folder: Path, *overrides: str, verb: str = "run") -> subprocess.Complete
         timeout=600,
         cwd=ROOT,
     )
+
+
+def ask(folder: Path, *overrides: str, verb: str = "run") -> Result:
+    """The same in this process, for what ends before a model is needed."""
+    return invoked(*command(folder, *overrides, verb=verb)[3:])
+
+
+def invoked(*words: str) -> Result:
+    """`megatron-vr WORDS` in this process; it ends by itself or as commands do, with a code."""
+    ended = CliRunner().invoke(app, words)
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return ended

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from megatron_vr.cli import app
 from megatron_vr.convert.random_init import write_random_model
 from megatron_vr.problems.source_settings import ToySource
 from megatron_vr.problems.toy_source import toy_problems
 from megatron_vr.problems.toy_tokenizer import make_tokenizer
-from tests.algorithm.tiny_run import ROOT, environment
+from tests.algorithm.tiny_run import ROOT, environment, invoked
 
 SHAPE = {
     "hidden_size": 32,
@@ -62,15 +61,13 @@ def command(target: Path | str, *words: str) -> list[str]:
 
 
 def ask(target: Path | str, *words: str) -> Result:
-    """The command in this process, with one thread as `evaluate` has; ends by itself or not."""
+    """The command in this process, with one thread as `evaluate` has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ended = CliRunner().invoke(app, ["evaluate", str(target), *words])
+        return invoked("evaluate", str(target), *words)
     finally:
         torch.set_num_threads(threads)
-    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
-    return ended
 
 
 def evaluate(target: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
